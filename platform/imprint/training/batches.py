@@ -1,0 +1,52 @@
+"""From rows of numpy arrays to a batch of tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Batch(TypedDict):
+    """One micro-batch.
+
+    `pixel_values` are in [-1, 1] and `masks` (1 on the subject) in [0, 1]; `contexts` are the phrases of a
+    caption that do not belong to the subject's identity.
+    """
+
+    pixel_values: Float[Tensor, "b 3 h w"]
+    masks: NotRequired[Float[Tensor, "b 1 h w"]]
+    captions: list[str]
+    contexts: NotRequired[list[str]]
+    keys: list[str]
+
+
+def to_pixel_values(images: np.ndarray) -> Float[Tensor, "b 3 h w"]:
+    """uint8 pictures [b, h, w, 3] as floats in [-1, 1], channels first."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """A batch of rows as the reader gives them: `image` [h, w, 3], `mask` [h, w], `caption`, `json`, `__key__`."""
+    batch: Batch = {
+        "pixel_values": to_pixel_values(np.stack([row["image"] for row in rows])),
+        "captions": [str(row["caption"]) for row in rows],
+        "keys": [str(row["__key__"]) for row in rows],
+    }
+    if all(row.get("mask") is not None for row in rows):
+        masks = np.stack([row["mask"] for row in rows])
+        batch["masks"] = torch.from_numpy(masks).float().div_(255).unsqueeze(1)
+    if all("context" in row or row.get("json") for row in rows):
+        batch["contexts"] = [_context(row) for row in rows]
+    return batch
+
+
+def _context(row: Mapping[str, Any]) -> str:
+    if "context" in row:
+        return str(row["context"])
+    return str(json.loads(row["json"]).get("caption_context", ""))

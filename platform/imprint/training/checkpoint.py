@@ -1,0 +1,125 @@
+"""Checkpoints: a folder a step, whole or not there, checked by hash when read.
+
+    <directory>/step-00000100/
+        parameters.safetensors    what trains, fp32
+        optimizer.safetensors     the optimizer's moments, `<moment>/<parameter>`
+        ema.safetensors           where the job keeps an average
+        state.json                step, samples seen, what the job adds, sha256 and bytes of the files above
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imprint.errors import CheckpointError, StorageError
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+_NAME = "step-{step:08d}"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a run needs to go on. `samples` counts pictures over all ranks; `extra` is the job's own, JSON."""
+
+    step: int
+    samples: int
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ema: dict[str, Tensor] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(directory: Path, state: TrainingState, *, keep: int) -> Path:
+    """Write a checkpoint under a temporary name, rename it into place, then drop all but the newest `keep`.
+
+    Raises:
+        StorageError: the disk is full or may not be written; nothing half-written is left.
+    """
+    final = directory / _NAME.format(step=state.step)
+    temporary = directory / f".{final.name}.{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Mapping[str, Tensor] | None] = {
+            "parameters": state.parameters, "optimizer": state.optimizer, "ema": state.ema,
+        }  # fmt: skip
+        files = {}
+        for name, values in tensors.items():
+            if values is not None:
+                path = temporary / f"{name}.safetensors"
+                save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
+                files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        record = {
+            "format": FORMAT, "step": state.step, "samples": state.samples, "extra": state.extra, "files": files,
+        }  # fmt: skip
+        with open(temporary / "state.json", "w") as out:
+            json.dump(record, out, indent=1)
+            out.flush()
+            os.fsync(out.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) or "No space left" in str(error):
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            hint = "free some space" if getattr(error, "errno", errno.ENOSPC) == errno.ENOSPC else "check the folder"
+            raise StorageError(f"writing checkpoint {final}: {reason}; {hint}", step=state.step) from error
+        raise
+    for old in sorted(directory.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(path: Path) -> TrainingState:
+    """Read a checkpoint and check every file against its hash.
+
+    Raises:
+        CheckpointError: a file is missing, cut or changed, or the format is another one.
+    """
+    try:
+        record = json.loads((path / "state.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"reading checkpoint {path}: state.json cannot be read ({error})") from error
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"reading checkpoint {path}: format {record.get('format')}, expected {FORMAT}")
+    for name, expected in record["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"reading checkpoint {path}: {name} is missing, cut or changed since it was written")
+    ema = path / "ema.safetensors"
+    return TrainingState(
+        step=record["step"],
+        samples=record["samples"],
+        parameters=load_file(path / "parameters.safetensors"),
+        optimizer=load_file(path / "optimizer.safetensors"),
+        ema=load_file(ema) if ema.name in record["files"] else None,
+        extra=record["extra"],
+    )
+
+
+def latest_checkpoint(directory: Path) -> TrainingState | None:
+    """The newest checkpoint that is whole; a broken one is named in the log and the one before it is used."""
+    for path in sorted(directory.glob("step-*"), reverse=True):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            log.warning("%s; using the one before it", error)
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()

@@ -1,0 +1,44 @@
+"""What the loop asks of an engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from imprint.training.batches import Batch
+from imprint.training.objective import StepOutput
+
+
+class Engine(Protocol):
+    """Backward, step and state of one objective on one worker.
+
+    States are plain named tensors, whole on every rank that asks, so that a checkpoint does not depend on the
+    engine that wrote it: `parameters()` gives what trains in fp32, `optimizer_state()` gives
+    `<moment>/<parameter>` tensors (`exp_avg`, `exp_avg_sq`, `step`).
+    """
+
+    rank: int
+    world_size: int
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
+        """Forward pass of one micro-batch."""
+
+    def backward(self, loss: Tensor, accumulation: int) -> None:
+        """Accumulate the gradient of loss / accumulation."""
+
+    def step(self, learning_rate: float) -> Tensor:
+        """Average gradients over ranks, clip, update, clear; the gradient norm before clipping."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What trains, whole, in fp32 (a collective call under ZeRO-3)."""
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's moments, whole (a collective call under ZeRO)."""
+
+    def load(self, parameters: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
+        """Put back what `parameters` and `optimizer_state` gave."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over all ranks."""
