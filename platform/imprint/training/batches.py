@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-class Batch(TypedDict):
-    """One micro-batch.
-
-    `pixel_values` are in [-1, 1] and `masks` (1 on the subject) in [0, 1]; `contexts` are the phrases of a
-    caption that do not belong to the subject's identity.
-    """
-
-    pixel_values: Float[Tensor, "b 3 h w"]
-    masks: NotRequired[Float[Tensor, "b 1 h w"]]
-    captions: list[str]
-    contexts: NotRequired[list[str]]
-    keys: list[str]
+from imprint.objective import Batch
 
 
 def to_pixel_values(images: np.ndarray) -> Float[Tensor, "b 3 h w"]:

@@ -1,36 +1,5 @@
-"""What a training job minimises: a module that turns a batch into a loss."""
+"""The contract between objectives and the loop; it lives below `methods`, which write objectives."""
 
-from __future__ import annotations
+from imprint.objective import Batch, Objective, StepOutput
 
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from imprint.training.batches import Batch
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """`loss` is a scalar; `metrics` are detached scalars to be averaged and logged."""
-
-    loss: Float[Tensor, ""]
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Objective(nn.Module):
-    """Base of all objectives.
-
-    Only what trains is registered as a submodule or parameter, so that an engine wraps, shards and saves just
-    that; frozen parts are held outside (in a tuple, say). All randomness comes from `generator`.
-    """
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
-        """The loss of one micro-batch."""
-        raise TypeError(f"{type(self).__name__} does not define forward")
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer; `lr_scale` multiplies the scheduled learning rate of a group."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
+__all__ = ["Batch", "Objective", "StepOutput"]

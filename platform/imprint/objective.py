@@ -1,0 +1,48 @@
+"""What a training job minimises: a batch in, a loss out. Methods write objectives, training runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Batch(TypedDict):
+    """One micro-batch.
+
+    `pixel_values` are in [-1, 1] and `masks` (1 on the subject) in [0, 1]; `contexts` are the phrases of a
+    caption that do not belong to the subject's identity.
+    """
+
+    pixel_values: Float[Tensor, "b 3 h w"]
+    masks: NotRequired[Float[Tensor, "b 1 h w"]]
+    captions: list[str]
+    contexts: NotRequired[list[str]]
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """`loss` is a scalar; `metrics` are detached scalars to be averaged and logged."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    Only what trains is registered as a submodule or parameter, so that an engine wraps, shards and saves just
+    that; frozen parts are held outside (in a tuple, say). All randomness comes from `generator`.
+    """
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
+        """The loss of one micro-batch."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer; `lr_scale` multiplies the scheduled learning rate of a group."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
