@@ -1,6 +1,5 @@
-"""The command line."""
+"""The command line, `imprint`. Each command is one module; what it needs is imported when it runs."""
 
+from imprint.cli.app import app, main
 
-def main() -> None:
-    """Entry point of `imprint`."""
-    raise SystemExit("the command line is being written")
+__all__ = ["app", "main"]
