@@ -1,0 +1,98 @@
+"""Config sections of the personalization methods: what a YAML file may say of each."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from imprint.config.base import Section
+
+DEFAULT_TEMPLATES = (
+    "<concept>",
+    "a photo of <concept>",
+    "a picture of <concept>",
+    "an image of <concept>",
+)
+
+
+class E4TEncoderSpec(Section):
+    """The encoder of E4T, arXiv:2302.12228, section 3.1."""
+
+    clip: str = Field("imprint-tiny-clip", description="Name or folder of the open_clip model that reads the concept")
+    hidden_width: int | None = Field(
+        None, ge=1, description="Width of the averaged features; by default that of the widest word embedding"
+    )
+    refinement: bool = Field(True, description="Iterative refinement: a new embedding from x_t at each step")
+    scale: float = Field(0.1, gt=0, description="s of Eq. 1")
+    negative_slope: float = Field(0.01, ge=0, description="Slope of the LeakyReLU below zero")
+    normalize_features: bool = Field(
+        True,
+        description="Bring each feature vector to zero mean and unit variance before its linear layer: norms differ "
+        "by more than tenfold between CLIP layers and UNet blocks. The paper does not say; off is its plain reading.",
+    )
+
+
+class WeightOffsetsSpec(Section):
+    """The weight offsets of E4T, section 3.2."""
+
+    enabled: bool = Field(True, description="Off: only the encoder is trained, the paper's ablation (5)")
+    vector_width: int = Field(64, ge=1, description="Length of the learned vector v_0")
+    lr_scale: float = Field(1.0, gt=0, description="Learning rate of the offsets, as a share of the encoder's")
+
+
+class E4TSpec(Section):
+    """Pretraining of E4T: the objective and what it trains."""
+
+    method: Literal["e4t"] = "e4t"
+    domain_word: str = Field("person", min_length=1, description="Coarse word of the domain, e_domain of Eq. 1")
+    encoder: E4TEncoderSpec = E4TEncoderSpec()
+    offsets: WeightOffsetsSpec = WeightOffsetsSpec()
+    regularization: float = Field(0.01, ge=0, description="lambda_r of Eq. 5; 0 is the paper's ablation (3)")
+    templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
+    context_probability: float = Field(
+        0.5, ge=0, le=1, description="Share of prompts that end with the sample's own context phrases"
+    )
+    text_dropping: float = Field(0.1, ge=0, le=1, description="Share of empty prompts, for guidance")
+    mask_reference: bool = Field(False, description="Show CLIP the subject on plain gray instead of its background")
+    mask_loss: bool = Field(False, description="Weight the diffusion loss by the subject's mask")
+
+
+class LearningRates(Section):
+    """Learning rates of tuning, one for each group of parameters; 0 leaves the group as it is."""
+
+    encoder: float = Field(1e-4, ge=0)
+    offsets: float = Field(1e-4, ge=0)
+    unet: float = Field(1e-4, ge=0)
+
+
+class E4TTuneSpec(Section):
+    """Tuning of E4T on one concept, section 3.4."""
+
+    method: Literal["e4t"] = "e4t"
+    steps: int = Field(15, ge=0, description="The paper's: 15 for faces, 5 for cats and art; 0 is the encoder alone")
+    batch_size: int = Field(16, ge=1, description="Different crops and noise levels in a step; the paper's 16")
+    learning_rates: LearningRates = LearningRates()
+    weight_decay: float = Field(0.0, ge=0)
+    regularization: float = Field(0.1, ge=0, description="lambda_r of Eq. 5; the paper's 0.1 for faces, else 1e-4")
+    unet: Literal["all", "attention", "none"] = Field("all", description="Which of the UNet's parameters are tuned")
+    mask_loss: bool = Field(True, description="Weight the diffusion loss by the mask, where one is given")
+    crop_scale: float = Field(0.85, gt=0, le=1, description="Side of the smallest crop, as a share of the picture")
+    flip: bool = Field(True, description="Mirror half of the crops")
+    templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
+    context_probability: float = Field(1.0, ge=0, le=1, description="Share of prompts that end with a given context")
+    storage: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16", description="How weight deltas are kept; fp16 rounds deltas below 6e-5 coarsely"
+    )
+
+
+class SampleSpec(Section):
+    """How pictures are drawn from a concept."""
+
+    steps: int = Field(30, ge=1)
+    guidance_scale: float = Field(5.0, ge=0, description="1 runs the conditional branch alone")
+    sampler: Literal["ddim", "ddpm", "euler_ancestral"] = "ddim"
+    spacing: Literal["trailing", "leading"] = "trailing"
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's share of fresh noise")
+    negative_prompt: str = ""
+    batch_size: int = Field(16, ge=1, description="Pictures in one forward of the UNet (twice as many with guidance)")
