@@ -86,6 +86,10 @@ class E4TTuneSpec(Section):
     )
 
 
+TUNE_SPECS: dict[str, type[E4TTuneSpec]] = {"e4t": E4TTuneSpec}
+"""The tuning spec of each method, by the method's name."""
+
+
 class SampleSpec(Section):
     """How pictures are drawn from a concept."""
 

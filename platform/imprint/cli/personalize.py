@@ -1,0 +1,102 @@
+"""`imprint personalize`: from pictures of a subject to a Concept, in a few steps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from imprint.cli.errors import TracebackOption, configure_logging, errors_as_messages
+from imprint.config.load import validate
+from imprint.config.methods import TUNE_SPECS
+from imprint.config.overrides import apply_overrides
+from imprint.config.problems import nearest
+from imprint.config.source import Document
+from imprint.errors import ConfigError
+
+
+def personalize(
+    images: Annotated[Path, typer.Option(help="A picture of the subject, or a folder of pictures.")],
+    encoder: Annotated[Path, typer.Option(help="A pretrained encoder: its folder, or the folder of its run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the Concept to.")],
+    class_noun: Annotated[
+        str | None, typer.Option(help="What the subject is, such as person; by default the encoder's own domain word.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="How to personalize.")] = "e4t",
+    backbone: Annotated[
+        str, typer.Option(help="Diffusers folder, safetensors file, hub id or embedded name.")
+    ] = "imprint-tiny",
+    context: Annotated[
+        str, typer.Option(help="What the pictures show beside the subject, such as 'on a blue background'.")
+    ] = "",
+    steps: Annotated[int | None, typer.Option(help="Tuning steps; 0 keeps the encoder's own guess.")] = None,
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the method, such as learning_rates.unet=1e-5."),
+    ] = None,
+    traceback: Annotated[bool, TracebackOption] = False,
+) -> None:
+    """Teach a model a subject from one picture, in seconds, and save it as a Concept."""
+    configure_logging()
+    with errors_as_messages(traceback):
+        spec = tune_spec(method, {} if steps is None else {"steps": steps}, overrides or [])
+        console = Console(stderr=True)
+        with console.status("loading the backbone"):
+            from imprint.backbone import Backbone
+            from imprint.tuning import personalize as tune_concept
+            from imprint.tuning.pictures import find_pictures, load_pictures
+
+            count = len(find_pictures(images))
+            model = Backbone.load(backbone, device=device)
+            pictures = load_pictures(images, image_size=model.image_size, contexts=[context] * count)
+        began = time.perf_counter()
+        with _progress(console) as progress:
+            task = progress.add_task("tuning", total=spec.steps, loss=float("nan"))
+            concept = tune_concept(
+                model,
+                pictures,
+                spec,
+                encoder=encoder,
+                class_noun=class_noun,
+                seed=seed,
+                callback=lambda step, loss: progress.update(task, completed=step, loss=loss),
+            )
+        folder = concept.save(out)
+        size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        took = time.perf_counter() - began
+        Console(soft_wrap=True, highlight=False).print(
+            f"[green]ok[/]: {folder} ({size:.1f} MB, {spec.steps} steps, {took:.1f} s); draw it with\n"
+            f'imprint sample --concept {out} --prompt "a photo of <concept>" --out samples',
+        )
+
+
+def tune_spec(method: str, options: dict[str, Any], overrides: list[str]) -> Any:
+    """The tuning spec of a method, with options and dotted overrides, validated.
+
+    Raises:
+        ConfigError: the method or a key is unknown, or a value does not fit.
+    """
+    if method not in TUNE_SPECS:
+        hint = nearest(method, TUNE_SPECS)
+        end = f"; did you mean {hint!r}?" if hint else ""
+        raise ConfigError(f"--method: got {method!r}, expected one of {', '.join(TUNE_SPECS)}{end}")
+    document = apply_overrides(Document(name="options", data=dict(options), origins={}), overrides)
+    return validate(document, TUNE_SPECS[method])
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
