@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from imprint.config.jobs.prepare import BackgroundMix
 from imprint.errors import DataError
 from imprint.pipelines.datasets.draw import Draw
-from numpy.typing import NDArray
-from PIL import Image
 
 # Far enough apart to be told from one another at 64 px, and with names that a caption can use.
 COLORS: dict[str, tuple[int, int, int]] = {

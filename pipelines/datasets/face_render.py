@@ -7,12 +7,13 @@ import io
 import numpy as np
 import python_avatars as pa
 import resvg_py
+from numpy.typing import NDArray
+from PIL import Image
+
 from imprint.errors import DataError
 from imprint.pipelines.datasets import face_words as words
 from imprint.pipelines.datasets.face_identity import Identity
 from imprint.pipelines.datasets.face_variant import Placing, Variant
-from numpy.typing import NDArray
-from PIL import Image
 
 # The canvas that python-avatars gives to every SVG, and its height alone as the side of the square picture.
 _CANVAS = 'width="264px" height="280px" viewBox="0 0 264 280"'

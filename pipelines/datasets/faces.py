@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from imprint.pipelines.datasets.face_captions import class_noun, draw_captions
 from imprint.pipelines.datasets.face_identity import Identity, Split, draw_identities
 from imprint.pipelines.datasets.face_render import render_face
 from imprint.pipelines.datasets.face_variant import attributes, draw_variant
-from imprint.pipelines.datasets.prepare import Picture, Progress, ShardPlan, plan_shards, prepare
+from imprint.pipelines.datasets.prepare import Picture, Progress, ShardPlan, made_with, plan_shards, prepare
 
 GENERATOR = "faces-1"
 # The first pictures of an identity always show its hair, so that one of them can stand for it.
@@ -85,9 +84,11 @@ def _plans(spec: PrepareFaces) -> list[ShardPlan]:
 
 def _header(spec: PrepareFaces) -> dict[str, Any]:
     """What the bytes of the shards depend on."""
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("numpy", "pillow", "python-avatars", "resvg-py", "scikit-image", "simplejpeg")
-    }
     drawn = spec.model_dump(mode="json", exclude={"job", "name", "out_dir", "sizes", "workers"})
-    return {"dataset": "faces", "generator": GENERATOR, "spec": drawn, "largest": max(spec.sizes), "made_with": versions}
+    return {
+        "dataset": "faces",
+        "generator": GENERATOR,
+        "spec": drawn,
+        "largest": max(spec.sizes),
+        "made_with": made_with("numpy", "pillow", "python-avatars", "resvg-py", "scikit-image", "simplejpeg"),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
 from imprint.config.jobs.prepare import Prepare
 from imprint.errors import DataError
 from imprint.pipelines.datasets.compositing import box_reduce, composite, encode_sample
 from imprint.pipelines.writer import Sample, ShardFolder, ShardInfo, shard_name, write_shard
-from numpy.typing import NDArray
 
 Progress = Callable[[int, int], None]
 """Called with the number of pictures written and the number of all."""
@@ -57,6 +59,11 @@ def plan_shards(split: str, items: Sequence[Any], samples_per_shard: int) -> lis
         ShardPlan(split, index, tuple(items[start : start + samples_per_shard]))
         for index, start in enumerate(starts)
     ]
+
+
+def made_with(*packages: str) -> dict[str, str]:
+    """The installed versions of what the bytes of a picture depend on."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def prepare(

@@ -56,3 +56,20 @@ class PrepareFaces(Prepare):
     hat_share: float = Field(
         default=0.04, ge=0, le=1, description="how often a variant wears a hat; the first two never do"
     )
+
+
+EmojiStyle = Literal["noto", "twemoji", "fluent 3d", "fluent flat", "emojione", "fxemoji"]
+
+
+class PrepareObjects(Prepare):
+    """Renders emoji: concepts x vendors x backgrounds, for training and held out. Needs npm and the network."""
+
+    job: Literal["prepare_objects"]
+    cache_dir: str = Field(default="~/.cache/imprint/emoji", min_length=1, description="where npm packages are kept")
+    styles: tuple[EmojiStyle, ...] = Field(
+        default=("noto", "twemoji", "fluent 3d", "fluent flat", "emojione", "fxemoji"),
+        min_length=1,
+        description="whose drawings to use",
+    )
+    train_backgrounds: int = Field(default=3, ge=1, description="pictures of each training concept and style")
+    heldout_backgrounds: int = Field(default=3, ge=1, description="pictures of each held-out concept and style")
