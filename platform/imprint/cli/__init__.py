@@ -1,5 +1,5 @@
 """The command line, `imprint`. Each command is one module; what it needs is imported when it runs."""
 
-from imprint.cli.app import app, main
+from imprint.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from imprint.cli.personalize import personalize
 from imprint.cli.run import check, run
+from imprint.cli.sample import sample
 from imprint.cli.schema import schema
+from imprint.cli.submit import submit
 
 app = typer.Typer(
     name="imprint",
@@ -35,7 +38,10 @@ def _options(
 
 app.command()(run)
 app.command()(check)
+app.command()(submit)
 app.command()(schema)
+app.command()(personalize)
+app.command()(sample)
 
 
 def main() -> None:

@@ -1,0 +1,116 @@
+"""Hand a job file to a running Ray cluster, follow its log, and end as it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from imprint.config.paths import ROOT_VARIABLE, project_root
+from imprint.errors import ConfigError, ImprintError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the cluster is asked to do: run `entrypoint` in a copy of `working_dir`."""
+
+    address: str
+    entrypoint: str
+    working_dir: Path
+    runtime_env: dict[str, Any]
+
+
+def plan_submission(
+    job_file: Path, overrides: Sequence[str], *, address: str, working_dir: Path
+) -> Submission:
+    """Return what to submit, without contacting anything.
+
+    A cluster on this machine gets IMPRINT_ROOT, so that relative paths mean what they mean here; elsewhere they start
+    from where the cluster's own IMPRINT_ROOT points.
+
+    Raises:
+        ConfigError: the working directory is none, or the job file is outside of it.
+    """
+    folder = working_dir.expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"submitting {job_file}: working directory {working_dir} is not a folder")
+    try:
+        relative = job_file.expanduser().resolve().relative_to(folder)
+    except ValueError as error:
+        raise ConfigError(
+            f"submitting {job_file}: it lies outside of the working directory {folder}, of which the cluster gets a "
+            "copy; move it there or name another --working-dir"
+        ) from error
+    runtime_env: dict[str, Any] = {"working_dir": str(folder)}
+    if _is_loopback(address):
+        runtime_env["env_vars"] = {ROOT_VARIABLE: str(project_root())}
+    entrypoint = shlex.join(["imprint", "run", relative.as_posix(), *overrides])
+    return Submission(address, entrypoint, folder, runtime_env)
+
+
+def submit(submission: Submission) -> tuple[JobSubmissionClient, str]:
+    """Send the job; return the client and the job's id.
+
+    Raises:
+        ImprintError: no cluster answers at the address, or it refuses the job.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(submission.address)
+    except (ConnectionError, RuntimeError) as error:
+        raise ImprintError(
+            f"submitting a job: no Ray dashboard answers at {submission.address} ({_first_line(error)}); "
+            "start one with `ray start --head`, or give its --address"
+        ) from error
+    try:
+        return client, client.submit_job(entrypoint=submission.entrypoint, runtime_env=submission.runtime_env)
+    except (RuntimeError, ValueError) as error:
+        detail = f"the cluster at {submission.address} refused it: {_first_line(error)}"
+        raise ImprintError(f"submitting {submission.entrypoint!r}: {detail}") from error
+
+
+def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> int:
+    """Pass the job's log to `write` until the job ends; return its exit code (1 where it was killed or never ran).
+
+    Raises:
+        ImprintError: the connection was lost; the job goes on without us.
+    """
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job_id):
+            write(text)
+
+    try:
+        asyncio.run(tail())
+        info = client.get_job_info(job_id)
+    except (OSError, RuntimeError) as error:
+        raise ImprintError(
+            f"following job {job_id}: the connection was lost ({_first_line(error)}); the job goes on, "
+            f"see `ray job logs -f {job_id}`"
+        ) from error
+    if str(info.status) == "SUCCEEDED":
+        return 0
+    if info.driver_exit_code in (None, 0) and info.message:
+        write(f"{info.message}\n")
+    return info.driver_exit_code or 1
+
+
+def _is_loopback(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
