@@ -130,3 +130,22 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def any_pipeline(request: pytest.FixtureRequest) -> Path:
     """Each family's folder in turn."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An open_clip folder with a visual transformer of five layers, random weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 5, "width": 32, "patch_size": 8, "head_width": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    folder = tmp_path_factory.mktemp("clip")
+    record = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(record))
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    return folder
