@@ -12,6 +12,10 @@ from imprint.errors import ConfigError
 # kind -> "module:function"; a string, so that checking a job file imports neither Ray nor torch.
 RUNNERS: dict[str, str] = {
     "prepare_faces": "imprint.jobs.prepare:run_faces",
+    "prepare_objects": "imprint.jobs.prepare:run_objects",
+    "train_backbone": "imprint.jobs.tiny:run_backbone",
+    "train_tiny_clip": "imprint.jobs.tiny:run_clip",
+    "train_tiny_vae": "imprint.jobs.tiny:run_vae",
 }
 
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ MANIFEST = "manifest.json"
 _PROGRESS = ".progress.json"
 _PARTIAL = ".partial"
 _FORMAT = 1
+_SHARD_NAME = re.compile(r"[a-z]+-[0-9]{6}\.tar")
 
 
 class Sample(NamedTuple):
@@ -120,11 +122,11 @@ class ShardFolder:
     def _take_over(self) -> None:
         """Keeps what an earlier run with the same header finished, and removes the shards of any other."""
         for name in (MANIFEST, _PROGRESS):
-            earlier = _read_json(self.path / name)
+            earlier = _read_listing(self.path / name)
             if earlier is None:
                 continue
-            infos = [ShardInfo(**shard) for shard in earlier["shards"]]
-            if earlier["header"] == self.header:
+            header, infos = earlier
+            if header == self.header:
                 self._shards.update({info.name: info for info in infos if self._is_whole(info)})
                 continue
             with storage_errors("removing shards made from another job file", self.path):
@@ -177,19 +179,25 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_listing(path: Path) -> tuple[dict[str, Any], list[ShardInfo]] | None:
+    """Header and shards of a manifest or progress file, None if there is none."""
     with storage_errors("reading", path):
         if not path.exists():
             return None
         text = path.read_bytes()
     try:
         document = json.loads(text)
-        if document["format"] != _FORMAT or not {"header", "shards"} <= set(document):
+        infos = [ShardInfo(**shard) for shard in document["shards"]]
+        if document["format"] != _FORMAT:
             raise ValueError(f"format is {document['format']}, expected {_FORMAT}")
+        # Shards of another header are deleted by name, so a name must not lead out of the folder.
+        odd = [info.name for info in infos if not _SHARD_NAME.fullmatch(info.name)]
+        if odd:
+            raise ValueError(f"{odd[0]!r} is not the name of a shard")
+        return document["header"], infos
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"reading what earlier runs wrote: not a manifest of this writer ({error}); "
             "remove the file or name another folder",
             path=str(path),
         ) from error
-    return document

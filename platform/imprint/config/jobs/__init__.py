@@ -1,10 +1,15 @@
 """One frozen model for each kind of job. A new kind is one line here and one in `imprint.jobs.RUNNERS`."""
 
 from imprint.config.base import Section
-from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces
+from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
+from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
     "prepare_faces": PrepareFaces,
+    "prepare_objects": PrepareObjects,
+    "train_backbone": TrainBackbone,
+    "train_tiny_clip": TrainTinyClip,
+    "train_tiny_vae": TrainTinyVae,
 }
 
-__all__ = ["JOB_SPECS", "BackgroundMix", "PrepareFaces"]
+__all__ = ["JOB_SPECS", "BackgroundMix", "PrepareFaces", "PrepareObjects", "TrainBackbone", "TrainTinyClip", "TrainTinyVae"]
