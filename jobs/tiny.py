@@ -1,0 +1,148 @@
+"""Jobs that make the embedded default: its autoencoder, its CLIP, and its UNet with text encoder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from imprint.backbone import Backbone
+from imprint.backbone.tiny import (
+    assemble,
+    build_autoencoder,
+    build_text_encoder,
+    build_unet,
+    save_backbone,
+    train_tokenizer,
+)
+from imprint.config.jobs.tiny import LocalTraining, TrainBackbone, TrainTinyClip, TrainTinyVae
+from imprint.config.paths import resolve_path
+from imprint.errors import TrainingError
+from imprint.features.tiny_clip import build_clip, save_clip
+from imprint.jobs.local import Pictures, batches, draw, load_pictures, run_training
+from imprint.training.batches import to_pixel_values
+from imprint.training.objectives.autoencoder import AutoencoderObjective, latent_scale
+from imprint.training.objectives.contrastive import ContrastiveObjective
+from imprint.training.objectives.denoising import DenoisingObjective, LatentBatch
+
+log = logging.getLogger(__name__)
+_ENCODE_BATCH = 128
+
+
+def _start(spec: LocalTraining) -> Pictures:
+    torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.seed)
+    return load_pictures(spec.sources)
+
+
+def _finished(spec: LocalTraining, step: int) -> None:
+    if step < spec.training.steps:
+        raise TrainingError(f"{spec.name}: stopped at step {step} of {spec.training.steps}; run it again to go on")
+
+
+def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary folder, then put it in place."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
+    """Train the autoencoder; writes a diffusers AutoencoderKL folder and `reconstructions.png` in the run."""
+    pictures = _start(spec)
+    vae = build_autoencoder(spec.model).to(memory_format=torch.channels_last)
+    objective = AutoencoderObjective(vae, kl_weight=spec.kl_weight, edge_weight=spec.edge_weight)
+    size = spec.training.batch_size
+    state = run_training(spec, objective, lambda step: batches(pictures, size, spec.seed, step), source)
+    _finished(spec, state.step)
+    sample = to_pixel_values(pictures.images[draw(pictures.weights, 256, spec.seed, spec.training.steps)])
+    vae.eval()
+    vae.register_to_config(scaling_factor=latent_scale(vae, sample))
+    _write_whole(Path(resolve_path(spec.output)), lambda folder: vae.half().save_pretrained(folder))
+    vae.float()
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(sample[:8]).latent_dist.mean).sample
+    rows = torch.cat([torch.cat(list(sample[:8]), -1), torch.cat(list(decoded), -1)], -2)
+    array = ((rows.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(Path(resolve_path(spec.runs)) / spec.name / "reconstructions.png")
+
+
+def run_clip(spec: TrainTinyClip, *, job_file: Path | None, source: str) -> None:
+    """Train the small CLIP; writes a folder that open_clip loads as `local-dir:FOLDER`."""
+    pictures = _start(spec)
+    tokenizer = train_tokenizer(pictures.captions, spec.tokenizer.vocabulary)
+    clip, config = build_clip(spec.model, len(tokenizer))
+    length = spec.model.text.max_length
+
+    def tokenize(captions: list[str]) -> torch.Tensor:
+        return tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+    objective = ContrastiveObjective(clip, tokenize)
+    size = spec.training.batch_size
+    state = run_training(spec, objective, lambda step: batches(pictures, size, spec.seed, step), source)
+    _finished(spec, state.step)
+    _write_whole(Path(resolve_path(spec.output)), lambda folder: save_clip(clip, config, tokenizer, folder))
+
+
+def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> None:
+    """Train UNet and text encoder on the latents of a finished autoencoder; writes a diffusers folder."""
+    pictures = _start(spec)
+    vae = AutoencoderKL.from_pretrained(resolve_path(spec.vae), torch_dtype=torch.float32).eval().requires_grad_(False)
+    tokenizer = train_tokenizer(pictures.captions, spec.tokenizer.vocabulary)
+    tokenizer.model_max_length = spec.text.max_length
+    size = pictures.images.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1)
+    unet = build_unet(spec.unet, latent_channels=vae.config.latent_channels, latent_size=size, text_width=spec.text.width)
+    backbone = assemble(unet, vae, build_text_encoder(spec.text, tokenizer), tokenizer, spec.prediction_type)
+    objective = DenoisingObjective(
+        backbone, caption_dropping=spec.caption_dropping, min_snr_gamma=spec.min_snr_gamma
+    )
+    moments = _latent_moments(backbone, pictures)
+    batch_size = spec.training.batch_size
+    state = run_training(
+        spec, objective, lambda step: _latent_batches(pictures, moments, batch_size, spec.seed, step), source
+    )
+    _finished(spec, state.step)
+    output = Path(resolve_path(spec.output))
+    save_backbone(backbone, output)
+    record = {"name": spec.name, "steps": state.step, "pictures_seen": state.samples}
+    (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _latent_moments(backbone: Backbone, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every picture's latents, fp16."""
+    means, stds = [], []
+    with torch.no_grad():
+        for start in range(0, len(pictures.images), _ENCODE_BATCH):
+            mean, std = backbone.latent_moments(to_pixel_values(pictures.images[start : start + _ENCODE_BATCH]))
+            means.append(mean.half().numpy())
+            stds.append(std.half().numpy())
+    log.info("encoded %d pictures to latents", len(pictures.images))
+    return np.concatenate(means), np.concatenate(stds)
+
+
+def _latent_batches(
+    pictures: Pictures, moments: tuple[np.ndarray, np.ndarray], batch_size: int, seed: int, step: int
+) -> Iterator[LatentBatch]:
+    while True:
+        index = draw(pictures.weights, batch_size, seed, step)
+        yield {
+            "latent_mean": torch.from_numpy(moments[0][index]).float(),
+            "latent_std": torch.from_numpy(moments[1][index]).float(),
+            "captions": [pictures.captions[i] for i in index],
+            "keys": [pictures.keys[i] for i in index],
+        }  # type: ignore[typeddict-item]
+        step += 1

@@ -1,0 +1,149 @@
+"""Build and save a small text-to-image model of the ordinary diffusers classes.
+
+`imprint-tiny` is a Stable Diffusion in everything but size, so whatever runs on it runs on the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from imprint.backbone.base import Backbone
+from imprint.backbone.families import SD1
+from imprint.backbone.noise import NoiseSchedule
+from imprint.config.jobs.tiny import AutoencoderModel, TextModel, UnetModel
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+# The split of CLIP's tokenizer: words, single digits, runs of punctuation.
+_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def build_autoencoder(model: AutoencoderModel) -> AutoencoderKL:
+    """An untrained autoencoder; its scaling factor is set after training."""
+    levels = len(model.block_out_channels)
+    return AutoencoderKL(
+        block_out_channels=model.block_out_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=model.latent_channels,
+        layers_per_block=model.layers_per_block,
+        norm_num_groups=model.norm_groups,
+        scaling_factor=1.0,
+    )
+
+
+def build_unet(model: UnetModel, *, latent_channels: int, latent_size: int, text_width: int) -> UNet2DConditionModel:
+    """An untrained UNet with cross-attention."""
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in model.attention)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(model.attention))
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=model.block_out_channels,
+        layers_per_block=model.layers_per_block,
+        down_block_types=down,
+        up_block_types=up,
+        cross_attention_dim=text_width,
+        attention_head_dim=model.heads,  # diffusers: the number of heads, by an old misnomer
+        norm_num_groups=model.norm_groups,
+    )
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int) -> CLIPTokenizer:
+    """Learn CLIP's byte-pair encoding from captions; every byte is a token, so any text can be written."""
+    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(alphabet) - 2, end_of_word_suffix="</w>", initial_alphabet=alphabet,
+        show_progress=False, min_frequency=3,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(captions, trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    tokens = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet)])
+    tokens |= dict.fromkeys(sorted(learnt["vocab"], key=learnt["vocab"].get))
+    vocab = {token: number for number, token in enumerate([*tokens, BEGIN, END])}
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, bos_token=BEGIN, eos_token=END, pad_token=END, unk_token=END)
+
+
+def build_text_encoder(model: TextModel, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP text encoder that fits the tokenizer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=model.width,
+            intermediate_size=4 * model.width,
+            num_hidden_layers=model.layers,
+            num_attention_heads=model.heads,
+            max_position_embeddings=model.max_length,
+            projection_dim=model.width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def scheduler_config(prediction_type: str) -> dict[str, Any]:
+    """Stable Diffusion's schedule."""
+    return {
+        "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "prediction_type": prediction_type, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+    }  # fmt: skip
+
+
+def assemble(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    prediction_type: str,
+) -> Backbone:
+    """The parts as a backbone."""
+    config = scheduler_config(prediction_type)
+    return Backbone(
+        path="", family=SD1, unet=unet, vae=vae, text_encoders=(text_encoder,), tokenizers=(tokenizer,),
+        schedule=NoiseSchedule.from_scheduler(config), scheduler_config=config,
+    )  # fmt: skip
+
+
+def save_backbone(backbone: Backbone, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write an SD1 or SD2 backbone as a diffusers folder of safetensors, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    pipeline = StableDiffusionPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoders[0],
+        tokenizer=backbone.tokenizers[0],
+        unet=backbone.unet,
+        scheduler=DDIMScheduler(**backbone.scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype)
+    try:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""Jobs that make the embedded default: `train_tiny_vae`, `train_tiny_clip`, `train_backbone`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from imprint.config.base import Section
+from imprint.config.training import CheckpointSpec, EngineSpec, TrackingSpec, TrainingSpec
+
+
+class ShardSource(Section):
+    """Shards that are read into memory once; small data sets only."""
+
+    shards: tuple[str, ...] = Field(min_length=1, description="folders with a manifest, or .tar files; braces expand")
+    split: str | None = Field("train", description="the manifest's split to read; null: all")
+    weight: float = Field(1.0, gt=0, description="share of the batch, against the other sources")
+    limit: int | None = Field(None, gt=0, description="read at most so many samples")
+
+
+class LocalTraining(Section):
+    """What these jobs have in common: one process, all its threads, no Ray."""
+
+    name: str = Field(min_length=1, description="name of the run; a run of the same name goes on where it stopped")
+    seed: int = Field(0, ge=0)
+    runs: str = Field("runs", description="folder of the runs")
+    output: str = Field(description="folder that gets the finished weights, whole or not at all")
+    threads: int = Field(2, gt=0, description="torch threads")
+    sources: tuple[ShardSource, ...] = Field(min_length=1)
+    training: TrainingSpec
+    engine: EngineSpec = EngineSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+
+class AutoencoderModel(Section):
+    """Widths of the autoencoder; one halving between two of them."""
+
+    block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
+    latent_channels: int = Field(8, gt=0)
+    layers_per_block: int = Field(1, gt=0)
+    norm_groups: int = Field(8, gt=0)
+
+
+class TrainTinyVae(LocalTraining):
+    """Autoencoder: pictures to latents an eighth of the side and back."""
+
+    job: Literal["train_tiny_vae"]
+    model: AutoencoderModel = AutoencoderModel()
+    kl_weight: float = Field(1e-6, ge=0)
+    edge_weight: float = Field(0.5, ge=0, description="L1 on differences of neighbouring pixels: sharp outlines")
+
+
+class TextModel(Section):
+    """A CLIP text encoder."""
+
+    width: int = Field(192, gt=0)
+    layers: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0)
+    max_length: int = Field(48, gt=2, description="tokens, begin and end included")
+
+
+class TokenizerModel(Section):
+    """Byte-pair encoding learnt from the captions."""
+
+    vocabulary: int = Field(2048, gt=600, description="tokens at most; 512 of them are the bytes")
+
+
+class ClipModel(Section):
+    """Widths of the small CLIP."""
+
+    embedding: int = Field(192, gt=0)
+    image_size: int = Field(64, gt=0)
+    patch_size: int = Field(8, gt=0)
+    vision_width: int = Field(128, gt=0)
+    vision_layers: int = Field(8, gt=0)
+    text: TextModel = TextModel(width=128, layers=3)
+
+
+class TrainTinyClip(LocalTraining):
+    """Contrastive pretraining of image and text towers (CLIP, arXiv:2103.00020, Figure 3)."""
+
+    job: Literal["train_tiny_clip"]
+    tokenizer: TokenizerModel = TokenizerModel()
+    model: ClipModel = ClipModel()
+
+
+class UnetModel(Section):
+    """Widths of the UNet; a level with `attention` has self- and cross-attention."""
+
+    block_out_channels: tuple[int, ...] = (64, 128, 192)
+    attention: tuple[bool, ...] = (True, True, False)
+    layers_per_block: int = Field(2, gt=0)
+    heads: int = Field(4, gt=0)
+    norm_groups: int = Field(16, gt=0)
+
+
+class TrainBackbone(LocalTraining):
+    """Text-to-image: UNet and text encoder from nothing, on latents of a finished autoencoder."""
+
+    job: Literal["train_backbone"]
+    vae: str = Field(description="folder of the autoencoder")
+    tokenizer: TokenizerModel = TokenizerModel()
+    text: TextModel = TextModel()
+    unet: UnetModel = UnetModel()
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    caption_dropping: float = Field(0.1, ge=0, le=1, description="share of empty captions, for guidance")
+    min_snr_gamma: float | None = Field(5.0, gt=0, description="min-SNR weighting (arXiv:2303.09556); null: none")

@@ -1,0 +1,1 @@
+"""What the jobs minimise that make a backbone: autoencoding, contrast, denoising."""

@@ -1,0 +1,70 @@
+"""Train a text-to-image backbone: the simple diffusion loss on precomputed latents."""
+
+from __future__ import annotations
+
+from typing import NotRequired
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from imprint.backbone import Backbone, NoiseSchedule
+from imprint.objective import Batch, Objective, StepOutput
+
+
+class LatentBatch(Batch):
+    """A batch with the moments of its latents, resampled at each use."""
+
+    latent_mean: NotRequired[Float[Tensor, "b c h w"]]
+    latent_std: NotRequired[Float[Tensor, "b c h w"]]
+
+
+class DenoisingObjective(Objective):
+    """UNet and text encoders train together on || target - network(x_t, t, text) ||^2 (DDPM Eq. 14).
+
+    min-SNR weighting, arXiv:2303.09556 Eq. 4 and Section 3.4: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, caption_dropping: float = 0.1, min_snr_gamma: float | None = None
+    ) -> None:
+        super().__init__()
+        self.unet = backbone.unet
+        self.text_encoders = nn.ModuleList(backbone.text_encoders)
+        self.backbone = (backbone,)  # in a tuple: the autoencoder must not register as a submodule
+        self.caption_dropping = caption_dropping
+        self.min_snr_gamma = min_snr_gamma
+
+    def forward(self, batch: LatentBatch, generator: torch.Generator) -> StepOutput:
+        (backbone,) = self.backbone
+        mean, std = batch["latent_mean"], batch["latent_std"]
+        latents = mean + std * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = stratified_timesteps(len(latents), backbone.schedule.num_timesteps, generator)
+        dropped = torch.rand(len(latents), generator=generator) < self.caption_dropping
+        captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch["captions"], strict=True)]
+        noisy = backbone.schedule.add_noise(latents, noise, timesteps)
+        output = backbone.denoise(noisy, timesteps, backbone.encode_text(captions)).float()
+        errors = (output - backbone.schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
+        loss = (errors * min_snr_weights(backbone.schedule, timesteps, self.min_snr_gamma)).mean()
+        return StepOutput(loss, {"unweighted": errors.detach().mean()})
+
+
+def stratified_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """`count` timesteps, one in each of as many equal parts of [0, T), in random order: less variance, same mean."""
+    offsets = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (offsets * num_timesteps).long().clamp_(max=num_timesteps - 1)[torch.randperm(count, generator=generator)]
+
+
+def min_snr_weights(schedule: NoiseSchedule, timesteps: Tensor, gamma: float | None) -> Float[Tensor, "b"]:
+    """The weight of each timestep's squared error; ones without gamma."""
+    if gamma is None:
+        return torch.ones(len(timesteps))
+    abar = schedule.alphas_cumprod[timesteps]
+    snr = abar / (1 - abar)
+    clipped = snr.clamp(max=gamma)
+    if schedule.prediction_type == "epsilon":
+        return (clipped / snr).float()
+    if schedule.prediction_type == "v_prediction":
+        return (clipped / (snr + 1)).float()
+    return clipped.float()
