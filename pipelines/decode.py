@@ -1,0 +1,142 @@
+"""From the bytes of a sample's parts to arrays. Nothing is decoded before its pixels are counted."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from typing import TypedDict
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+from imprint.errors import SampleError
+from imprint.pipelines.samples import MASKS, PICTURES
+
+_FORMATS = ("PNG", "WEBP", "JPEG")
+_ORIENTATION = 0x0112  # Exif tag
+_TURNS = {3: 2, 6: 3, 8: 1}  # Exif orientation -> quarter turns to the left
+
+
+class Decoded(TypedDict):
+    """`mask` is None where neither a mask part nor an alpha channel is there."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"] | None
+    caption: str
+    json: str
+
+
+def decode_sample(parts: dict[str, bytes], *, size: int | None, max_pixels: int) -> Decoded:
+    """Decode the parts of one sample; with `size`, resize and centre-crop picture and mask to a square.
+
+    Raises:
+        SampleError: with `reason`: corrupt-picture, too-many-pixels, corrupt-mask, bad-text or bad-json.
+    """
+    extension = next(name for name in PICTURES if name in parts)
+    image, alpha = decode_picture(parts[extension], max_pixels)
+    mask = alpha
+    for name in MASKS:
+        if name in parts:
+            mask = _decode_mask(parts[name], image.shape[:2], max_pixels)
+    if size is not None:
+        image = fit_square(image, size)
+        mask = None if mask is None else fit_square(mask, size)
+    return {"image": image, "mask": mask, "caption": _caption(parts), "json": _json(parts)}
+
+
+def decode_picture(
+    data: bytes, max_pixels: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
+    """RGB, and the alpha channel where there is one (the picture is then composited on white).
+
+    Raises:
+        SampleError: corrupt-picture or too-many-pixels.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(height, width, max_pixels)
+            if space != "CMYK":
+                return _upright(simplejpeg.decode_jpeg(data, "RGB"), data), None
+        with _opened(data) as picture:
+            _check_pixels(picture.height, picture.width, max_pixels)
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                rgba = np.asarray(picture.convert("RGBA"))
+                alpha = rgba[..., 3]
+                share = alpha[..., None].astype(np.float32) / 255
+                return (rgba[..., :3] * share + 255 * (1 - share) + 0.5).astype(np.uint8), alpha.copy()
+            return np.asarray(picture.convert("RGB")), None
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise SampleError(f"decoding a picture: {error}", reason="corrupt-picture") from error
+
+
+def fit_square(array: UInt8[np.ndarray, "h w ..."], size: int) -> UInt8[np.ndarray, "size size ..."]:
+    """Resize the shorter side to `size` pixels and crop the middle."""
+    height, width = array.shape[:2]
+    if (height, width) == (size, size):
+        return array
+    scale = size / min(height, width)
+    resized = Image.fromarray(array).resize(
+        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.LANCZOS
+    )
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _opened(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise SampleError(
+            f"decoding a picture: {width} x {height} px is more than {max_pixels} pixels", reason="too-many-pixels"
+        )
+
+
+def _upright(image: UInt8[np.ndarray, "h w 3"], data: bytes) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Turned as its Exif orientation says: cameras store portraits lying on their side."""
+    if b"Exif\0\0" not in data[:65536]:
+        return image
+    with _opened(data) as picture:
+        turns = _TURNS.get(picture.getexif().get(_ORIENTATION, 1), 0)
+    return np.rot90(image, turns)
+
+
+def _decode_mask(data: bytes, shape: tuple[int, int], max_pixels: int) -> UInt8[np.ndarray, "h w"]:
+    try:
+        with _opened(data) as picture:
+            _check_pixels(picture.height, picture.width, max_pixels)
+            mask = np.asarray(picture.convert("L"))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise SampleError(f"decoding a mask: {error}", reason="corrupt-mask") from error
+    if mask.shape != shape:
+        raise SampleError(
+            f"decoding a mask: it has {mask.shape[1]} x {mask.shape[0]} px and its picture {shape[1]} x {shape[0]}",
+            reason="corrupt-mask",
+        )
+    return mask
+
+
+def _caption(parts: dict[str, bytes]) -> str:
+    try:
+        return parts.get("txt", b"").decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise SampleError(f"decoding a caption: {error}", reason="bad-text") from error
+
+
+def _json(parts: dict[str, bytes]) -> str:
+    if "json" not in parts:
+        return "{}"
+    try:
+        text = parts["json"].decode("utf-8")
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("expected an object")
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"decoding the json part: {error}", reason="bad-json") from error
+    return text

@@ -1,0 +1,96 @@
+"""The stream of a training job: shards -> captions -> masks -> one exact sequence of rows for each worker.
+
+Row blocks of one worker's share of a step are dealt to the workers in turn, so step s of any number of workers takes
+the same rows of the order: [s B, (s + 1) B) for a global batch of B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.data import ActorPoolStrategy, DataIterator, Dataset
+from ray.train import DataConfig
+
+from imprint.config.data import DataSpec
+from imprint.pipelines.captions import CaptionStage
+from imprint.pipelines.masks import MaskStage
+from imprint.pipelines.reader import read_webdataset
+from imprint.pipelines.reading import MEBIBYTE, ReadOptions
+from imprint.pipelines.shards import Shard
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Rows [start, stop) of the order of `seed` over counted shards, in steps of `batch_size` rows."""
+
+    shards: tuple[Shard, ...]
+    data: DataSpec
+    seed: int
+    batch_size: int
+    start: int
+    stop: int
+    quarantine: str | None = None
+
+    def read_options(self) -> ReadOptions:
+        reader = self.data.reader
+        return ReadOptions(
+            seed=self.seed,
+            shuffle_buffer=self.data.shuffle_buffer,
+            image_size=self.data.image_size,
+            on_bad="substitute",
+            max_member_bytes=int(reader.max_member_mb * MEBIBYTE),
+            max_pixels=int(reader.max_megapixels * 1e6),
+            max_bad_share=reader.max_bad_share,
+            quarantine=self.quarantine,
+        )
+
+
+def training_stream(plan: StreamPlan, workers: int) -> Dataset:
+    """The data set whose blocks, dealt out in turn, give each of `workers` its rows step by step.
+
+    Raises:
+        ValueError: the batch does not divide by the number of workers.
+    """
+    share, rest = divmod(plan.batch_size, workers)
+    if rest:
+        raise ValueError(f"batch_size={plan.batch_size} does not divide by {workers} workers")
+    captions, masks = plan.data.captions, plan.data.masks
+    rows = read_webdataset(
+        plan.shards, plan.read_options(), start=plan.start, stop=plan.stop, cpus=plan.data.reader.cpus
+    )
+    rows = rows.map_batches(
+        CaptionStage, fn_constructor_args=(captions,), batch_size=None, batch_format="numpy",
+        compute=ActorPoolStrategy(size=captions.actors), num_cpus=captions.cpus, num_gpus=captions.gpus or None,
+    )  # fmt: skip
+    rows = rows.map_batches(
+        MaskStage, fn_constructor_args=(masks,), batch_size=share, batch_format="numpy",
+        compute=ActorPoolStrategy(size=masks.actors), num_cpus=masks.cpus, num_gpus=masks.gpus or None,
+    )  # fmt: skip
+    # Ray cuts blocks by bytes; this makes each exactly one worker's share (and runs inside the masker's actors).
+    return rows.repartition(target_num_rows_per_block=share, strict=True)
+
+
+class StreamDataConfig(DataConfig):
+    """Makes Ray Train split a `StreamPlan` and not a data set.
+
+    Ray Train asks for the data set before it knows how many workers there will be; the stream must know it.
+    """
+
+    def configure(
+        self,
+        datasets: dict[str, StreamPlan],
+        world_size: int,
+        worker_handles: Sequence[Any] | None,
+        worker_node_ids: Sequence[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """The iterators of each rank by the name of its plan."""
+        ranks: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, plan in datasets.items():
+            dataset = training_stream(plan, world_size)
+            dataset.set_name(name)
+            for rank, part in zip(ranks, dataset.streaming_split(world_size, equal=True), strict=True):
+                rank[name] = part
+        return ranks
