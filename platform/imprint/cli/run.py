@@ -15,7 +15,7 @@ from imprint.errors import ConfigError
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A job file, such as jobs/pretrain_encoder.yaml.")]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, such as training.steps=20; values are YAML."),
+    typer.Argument(metavar="KEY=VALUE", help="Keys to change, such as training.steps=20; values are YAML."),
 ]
 
 

@@ -1,0 +1,23 @@
+# `make demo` and `make test` each work on a fresh machine with Python 3.11 or 3.12. VENV=... puts the environment
+# elsewhere, PYTHON=... chooses the interpreter it is made with.
+VENV ?= .venv
+export VENV
+
+.PHONY: install demo test lint clean
+
+install:
+	@scripts/install.sh
+
+demo: install
+	@scripts/demo.sh
+
+test: install
+	@scripts/test.sh $(ARGS)
+
+lint: install
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
