@@ -76,9 +76,8 @@ def test_ddim_with_noise_is_diffusers_ddim() -> None:
         fresh = torch.randn(noise.shape, generator=generator) if number < 9 else torch.zeros_like(noise)
         output = network(expected, t.repeat(2))
         expected = scheduler.step(output, t, expected, eta=0.7, variance_noise=fresh).prev_sample
-    got = ddim(
-        denoiser("epsilon"), noise, spaced_timesteps(1000, 10), ABAR, eta=0.7, generator=torch.Generator().manual_seed(7)
-    )
+    timesteps = spaced_timesteps(1000, 10)
+    got = ddim(denoiser("epsilon"), noise, timesteps, ABAR, eta=0.7, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
