@@ -13,6 +13,7 @@ from imprint.errors import ConfigError
 RUNNERS: dict[str, str] = {
     "prepare_faces": "imprint.jobs.prepare:run_faces",
     "prepare_objects": "imprint.jobs.prepare:run_objects",
+    "pretrain_encoder": "imprint.jobs.pretrain_encoder:run",
     "train_backbone": "imprint.jobs.tiny:run_backbone",
     "train_tiny_clip": "imprint.jobs.tiny:run_clip",
     "train_tiny_vae": "imprint.jobs.tiny:run_vae",

@@ -91,8 +91,8 @@ class _Window:
         entries = list(group_members(iter_members(descriptor, shard.url)))
         if len(entries) != shard.samples:
             raise ShardError(
-                f"reading a shard: it holds {len(entries)} samples and its manifest says {shard.samples}, so it was cut "
-                "or replaced; copy it again or write the manifest anew",
+                f"reading a shard: it holds {len(entries)} samples and its manifest says {shard.samples}, so it was "
+                "cut or replaced; copy it again or write the manifest anew",
                 shard=shard.url,
             )
         self.open[number] = descriptor, entries

@@ -1,4 +1,4 @@
-"""DeepSpeed's stages against the plain engine: the same losses and weights, and states that go from one to the other."""
+"""DeepSpeed's stages against the plain engine: equal losses and weights, and states that go from one to the other."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from imprint.config.training import EngineSpec, OptimizerSpec
 from imprint.errors import TrainingError
-from imprint.training.batches import Batch
+from imprint.objective import Batch, Objective, StepOutput
 from imprint.training.engines.base import Engine
 from imprint.training.engines.deepspeed import DeepSpeedEngine
 from imprint.training.engines.torch import TorchEngine
-from imprint.training.objective import Objective, StepOutput
 
 pytestmark = pytest.mark.integration
 STEPS, ACCUMULATION, RANKS = 6, 2, 2

@@ -2,14 +2,25 @@
 
 from imprint.config.base import Section
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
+from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
     "prepare_faces": PrepareFaces,
     "prepare_objects": PrepareObjects,
+    "pretrain_encoder": PretrainEncoder,
     "train_backbone": TrainBackbone,
     "train_tiny_clip": TrainTinyClip,
     "train_tiny_vae": TrainTinyVae,
 }
 
-__all__ = ["JOB_SPECS", "BackgroundMix", "PrepareFaces", "PrepareObjects", "TrainBackbone", "TrainTinyClip", "TrainTinyVae"]
+__all__ = [
+    "JOB_SPECS",
+    "BackgroundMix",
+    "PrepareFaces",
+    "PrepareObjects",
+    "PretrainEncoder",
+    "TrainBackbone",
+    "TrainTinyClip",
+    "TrainTinyVae",
+]

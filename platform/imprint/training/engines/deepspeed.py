@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from imprint.config.training import EngineSpec, OptimizerSpec
 from imprint.errors import CheckpointError, TrainingError
-from imprint.training.batches import Batch
-from imprint.training.objective import Objective, StepOutput
+from imprint.objective import Batch, Objective, StepOutput
 
 log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,7 +34,7 @@ class DeepSpeedEngine:
         self, objective: Objective, engine: EngineSpec, optimizer: OptimizerSpec, *, accumulation: int = 1
     ) -> None:
         if not dist.is_initialized():
-            raise TrainingError("starting DeepSpeed: torch.distributed is not initialised; start it first (gloo or nccl)")
+            raise TrainingError("starting DeepSpeed: torch.distributed is not up; start it first (gloo or nccl)")
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.objective, self.spec, self.optimizer_spec = objective, engine, optimizer
         self.accumulation = accumulation

@@ -1,0 +1,218 @@
+"""A training run on Ray Train: what every job that trains on a cluster does around its objective."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.data import DataIterator
+from ray.data.context import DataContext
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from imprint.config.training import ClusterSpec
+from imprint.errors import DataError, ImprintError, TrainingError
+from imprint.objective import Batch
+from imprint.pipelines.stream import StreamDataConfig, StreamPlan
+from imprint.tracking.journal import write_journal
+from imprint.training.batches import collate
+from imprint.training.ema import Ema
+from imprint.training.loop import Hooks
+
+log = logging.getLogger(__name__)
+STOP = "stop"  # a file of this name in the run's folder asks the workers to save and stop
+_LOCAL_CPUS = 2
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a run keeps what; every worker must see it."""
+
+    run: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run / "checkpoints"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.run / "quarantine"
+
+    @property
+    def samples(self) -> Path:
+        return self.run / "samples"
+
+    @property
+    def stop(self) -> Path:
+        return self.run / STOP
+
+
+def connect() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job; without one, start Ray here.
+
+    Raises:
+        TrainingError: no cluster answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if "RAY_ADDRESS" not in os.environ:
+        options |= {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError) as error:
+        raise TrainingError(
+            f"connecting to Ray at {os.environ.get('RAY_ADDRESS')}: {error}; start the cluster, or unset RAY_ADDRESS "
+            "to run on this machine alone"
+        ) from error
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def fit(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    cluster: ClusterSpec,
+    folders: Folders,
+    make_plan: Callable[[], StreamPlan],
+) -> None:
+    """Run `worker` on every rank, again from the newest checkpoint when a worker is lost, until it ends.
+
+    `make_plan` is called at every start of the workers: it reads the position from the newest checkpoint.
+
+    Raises:
+        ImprintError: the one that a worker or the data plane raised; it is not retried.
+        TrainingError: more workers were lost than `cluster.max_failures`.
+    """
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=bool(cluster.gpus_per_worker),
+            resources_per_worker={"CPU": cluster.cpus_per_worker}
+            | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}),
+        ),
+        run_config=RunConfig(
+            name=folders.run.name,
+            storage_path=str(folders.run / "ray"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[StopAtOurErrors()],
+        ),
+        datasets={"train": make_plan},
+        dataset_config=StreamDataConfig(),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        ours = our_error(error)
+        if ours is not None:
+            raise ours from error
+        raise TrainingError(
+            f"training on Ray: {_last_line(error)}; workers were lost more than cluster.max_failures="
+            f"{cluster.max_failures} times. Submit again to go on from the last checkpoint"
+        ) from error
+
+
+class StopAtOurErrors(UserCallback):
+    """An error of ours (bad data, a loss that is not finite) comes back at every retry, so Ray must not retry it."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            ours = our_error(error)
+            if ours is not None:
+                raise ours
+
+
+def our_error(error: BaseException | None) -> ImprintError | None:
+    """The ImprintError inside an error of Ray, whichever way it is wrapped."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, ImprintError):
+            # Ray's own subclass of both errors does not pickle; give the plain one back.
+            kind = next(k for k in type(current).__mro__ if k.__module__ == ImprintError.__module__)
+            return kind(current.message, **current.where)
+        queue += [getattr(current, name, None) for name in _WRAPPED]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return None
+
+
+_WRAPPED = ("__cause__", "__context__", "cause", "_base_exc", "controller_failure")
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+# -- inside a worker ----------------------------------------------------------------------------------------
+
+
+def start_worker(cluster: ClusterSpec) -> torch.device:
+    """Threads, logging and the device of this worker."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if cluster.gpus_per_worker:
+        return ray.train.torch.get_device()
+    torch.set_num_threads(cluster.threads_per_worker)
+    return torch.device("cpu")
+
+
+def micro_batches(iterator: DataIterator, size: int, *, prefetch: int, first_index: int) -> Iterator[Batch]:
+    """This rank's micro-batches of `size` rows.
+
+    `first_index` is the position in the order where this run of the workers begins.
+
+    Raises:
+        DataError: the stream begins elsewhere, so samples would be trained twice or left out.
+    """
+    columns: Mapping[str, Any]
+    first = True
+    for columns in iterator.iter_batches(batch_size=size, prefetch_batches=prefetch, batch_format="numpy"):
+        if first and dist.get_rank() == 0 and int(columns["__index__"][0]) != first_index:
+            raise DataError(
+                f"starting the stream: its first sample has position {int(columns['__index__'][0])}, expected "
+                f"{first_index}; the checkpoint changed while the workers started"
+            )
+        first = False
+        yield collate([{name: values[i] for name, values in columns.items()} for i in range(len(columns["__key__"]))])
+
+
+class WorkerHooks(Hooks):
+    """Rank 0 keeps the journal; all ranks agree on stopping when the `stop` file is there."""
+
+    def __init__(self, folders: Folders, total_steps: int, log_every: int) -> None:
+        self.folders, self.total_steps, self.log_every = folders, total_steps, log_every
+        self.rank = dist.get_rank()
+        self._step = 0
+
+    def on_log(self, step: int, record: dict[str, float]) -> None:
+        if self.rank == 0:
+            write_journal(self.folders.run, {"step": step, **{name: round(v, 6) for name, v in record.items()}})
+
+    def on_step(self, step: int, ema: Ema | None) -> None:
+        self._step = step
+
+    def should_stop(self) -> bool:
+        """Asked at each report only: it takes a collective, since one rank may see the file a step before another."""
+        if self._step % self.log_every:
+            return False
+        asked = torch.tensor([int(self.folders.stop.exists())])
+        if dist.get_backend() == "nccl":
+            asked = asked.cuda()
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return bool(asked.item())

@@ -1,0 +1,81 @@
+"""The grid of held-out concepts that a run draws as it trains: the same pictures, prompts and noise each time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imprint.config.jobs.pretrain import GridSpec
+from imprint.errors import DataError
+from imprint.methods.e4t.artifact import load_state
+from imprint.methods.e4t.objective import E4TObjective
+from imprint.methods.e4t.parts import E4TParts
+from imprint.methods.e4t.sample import sample_features
+from imprint.pipelines.order import plan
+from imprint.pipelines.reading import ReadOptions, read_slice
+from imprint.pipelines.shards import counted, find_shards
+from imprint.training.batches import to_pixel_values
+
+_SCALE = 2  # small pictures are shown enlarged
+
+
+def first_pictures(spec: GridSpec, image_size: int) -> np.ndarray:
+    """The first picture [n, h, w, 3] of each of the first `concepts` identities.
+
+    Raises:
+        DataError: the shards hold no picture.
+    """
+    shards = counted(find_shards(spec.shards, spec.split))
+    counts = [shard.samples or 0 for shard in shards]
+    found: dict[str, np.ndarray] = {}
+    options = ReadOptions(image_size=image_size)
+    for part in plan(counts, seed=0, shuffle_buffer=0, start=0, stop=sum(counts)):
+        for row in read_slice({n: shards[n] for n in part.shards}, part, options, total=sum(counts)):
+            found.setdefault(str(json.loads(row["json"]).get("identity", row["__key__"])), row["image"])
+            if len(found) == spec.concepts:
+                return np.stack(list(found.values()))
+    if not found:
+        raise DataError(f"reading held-out concepts: no picture in {list(spec.shards)}; check grid.shards")
+    return np.stack(list(found.values()))
+
+
+class SampleGrid:
+    """Draws the grid from any state of the objective, without touching what trains."""
+
+    def __init__(self, spec: GridSpec, objective: E4TObjective, image_size: int) -> None:
+        own = objective.parts
+        assert own.clip is not None
+        self.spec = spec
+        self.pictures = first_pictures(spec, image_size)
+        self.parts = E4TParts.build(own.backbone, own.spec, own.clip)
+        n, columns = len(self.pictures), len(spec.prompts)
+        with torch.no_grad():
+            features = own.clip.layers(to_pixel_values(self.pictures).to(own.backbone.device))
+        self.features = [feature.repeat_interleave(columns, 0) for feature in features]
+        self.prompts = list(spec.prompts) * n
+
+    @torch.no_grad()
+    def draw(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Write the grid as a PNG: input, then a column for each prompt."""
+        load_state(self.parts.encoder, "encoder.", state, path)
+        if self.parts.offsets is not None:
+            load_state(self.parts.offsets, "offsets.", state, path)
+        seeds = [self.spec.seed + row for row in range(len(self.pictures)) for _ in self.spec.prompts]
+        drawn = sample_features(self.parts, self.features, self.prompts, self.spec.sampling, seeds=seeds)
+        images = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        columns = len(self.spec.prompts)
+        rows = [
+            np.concatenate([picture, *images[i * columns : (i + 1) * columns]], axis=1)
+            for i, picture in enumerate(self.pictures)
+        ]
+        grid = Image.fromarray(np.concatenate(rows))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial.png")
+        grid.resize((grid.width * _SCALE, grid.height * _SCALE), Image.Resampling.NEAREST).save(temporary)
+        temporary.replace(path)
