@@ -86,8 +86,8 @@ def _read(file: Path) -> str:
 def _similar_file(file: Path) -> str:
     """The nearest YAML file beside the one that is not there, as the end of a sentence."""
     folder = file.parent if file.parent.is_dir() else Path("jobs")
-    beside = {candidate.name: candidate for candidate in folder.glob("*.yaml")}
-    hint = nearest(file.name, beside)
+    beside = {candidate.stem: candidate for candidate in folder.glob("*.yaml")}
+    hint = nearest(file.stem, beside)
     return f"; did you mean {beside[hint]}?" if hint else "; expected the path of a YAML job file"
 
 

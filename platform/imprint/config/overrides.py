@@ -28,7 +28,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
         stale = [known for known in origins if known[: len(path)] == path]
         for known in stale:
             del origins[known]
-        origins[path] = f"override {override!r}"
+        for length in range(1, len(path) + 1):  # sections that the override made are its own too
+            origins.setdefault(path[:length], f"override {override!r}")
     return Document(name=document.name, data=data, origins=origins)
 
 

@@ -34,8 +34,12 @@ def describe_problems(document: Document, model: type[BaseModel], error: Validat
     for detail in error.errors(include_url=False):
         groups.setdefault(_data_path(document.data, detail), []).append(detail)
     order = {path: position for position, path in enumerate(document.origins)}
+    unknown = [path for path in groups if _is(groups[path], "extra_forbidden")]
+    misspelt = {_meant(document.data, model, path) for path in unknown}
     lines = []
     for path in sorted(groups, key=lambda path: order.get(path, -1)):
+        if _is(groups[path], "missing") and path in misspelt:
+            continue  # said once, where the misspelt key stands
         problem = _problem(document.data, model, path, groups[path])
         key = ".".join(map(str, path))
         lines.append(f"{document.origin(path)}: {key}: {problem}" if key else f"{document.origin(path)}: {problem}")
@@ -69,10 +73,9 @@ def _data_path(data: Any, detail: ErrorDetails) -> KeyPath:
 
 
 def _problem(data: Any, model: type[BaseModel], path: KeyPath, details: list[ErrorDetails]) -> str:
-    kinds = {detail["type"] for detail in details}
-    if kinds == {"extra_forbidden"}:
+    if _is(details, "extra_forbidden"):
         return _unknown_key(data, model, path)
-    if kinds == {"missing"}:
+    if _is(details, "missing"):
         return _missing_key(data, model, path)
     if own := [detail["msg"].partition(", ")[2] for detail in details if detail["type"] in _RAISED_BY_MODELS]:
         return "; ".join(dict.fromkeys(own))
@@ -83,13 +86,28 @@ def _problem(data: Any, model: type[BaseModel], path: KeyPath, details: list[Err
     return f"got {_shown(got)}, expected {expected}" + (f"; did you mean {hint!r}?" if hint else "")
 
 
+def _is(details: list[ErrorDetails], kind: str) -> bool:
+    return all(detail["type"] == kind for detail in details)
+
+
+def _known_keys(data: Any, model: type[BaseModel], path: KeyPath) -> list[str]:
+    """The keys that may stand beside `path`."""
+    return sorted({name for section in _models_at(model, data, path[:-1]) for name in section.model_fields})
+
+
+def _meant(data: Any, model: type[BaseModel], path: KeyPath) -> KeyPath:
+    """The key that the unknown one at `path` was probably meant to be, or `path` itself."""
+    return (*path[:-1], nearest(str(path[-1]), _known_keys(data, model, path)) or path[-1])
+
+
 def _unknown_key(data: Any, model: type[BaseModel], path: KeyPath) -> str:
     key = str(path[-1])
-    known = sorted({name for section in _models_at(model, data, path[:-1]) for name in section.model_fields})
-    hint = nearest(key, known)
-    elsewhere = None if hint else next((dotted for dotted in _dotted_keys(model) if dotted.split(".")[-1] == key), None)
-    if hint or elsewhere:
-        return f"unknown key; did you mean {(hint or elsewhere)!r}?"
+    known = _known_keys(data, model, path)
+    meant = str(_meant(data, model, path)[-1])
+    if meant == key:
+        meant = next((dotted for dotted in _dotted_keys(model) if dotted.split(".")[-1] == key), key)
+    if meant != key:
+        return f"unknown key; did you mean {meant!r}?"
     shown = ", ".join(known[:_SHOWN_KEYS]) + (", ..." if len(known) > _SHOWN_KEYS else "")
     return f"unknown key, expected one of: {shown}" if known else "unknown key"
 

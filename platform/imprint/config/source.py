@@ -18,7 +18,7 @@ KeyPath = tuple[str | int, ...]
 
 # A job file is written by hand. Past these it is a mistake, or aliases that unfold without end.
 MAX_DEPTH = 32
-MAX_NODES = 100_000
+MAX_NODES = 10_000
 
 
 @dataclass(frozen=True)
