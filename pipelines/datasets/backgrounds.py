@@ -30,7 +30,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "brown": (122, 74, 42),
 }
 
-# Photographs inside scikit-image's own package (CC0 or public domain, listed in NOTICE), and what they show.
+# Photographs inside scikit-image's own package (where they are from: NOTICE), and what they show.
 PHOTOS: dict[str, str] = {
     "brick.png": "a brick wall",
     "chelsea.png": "a cat",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,6 +141,7 @@ def _place(draw: Draw, drawing: Image.Image, size: int) -> NDArray[np.uint8]:
 
 def _header(spec: PrepareObjects) -> dict[str, Any]:
     """What the bytes of the shards depend on."""
+    heldout = json.dumps(heldout_families(), sort_keys=True)
     packages = {package.name: package.version for package in (NAMES, *(STYLES[style] for style in spec.styles))}
     drawn = spec.model_dump(mode="json", exclude={"job", "name", "out_dir", "sizes", "workers", "cache_dir"})
     return {
@@ -147,6 +150,6 @@ def _header(spec: PrepareObjects) -> dict[str, Any]:
         "spec": drawn,
         "largest": max(spec.sizes),
         "packages": packages,
-        "heldout": sorted(heldout_families()),
+        "heldout_sha256": hashlib.sha256(heldout.encode()).hexdigest(),
         "made_with": made_with("numpy", "pillow", "resvg-py", "scikit-image", "simplejpeg"),
     }

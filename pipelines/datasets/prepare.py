@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -117,7 +118,8 @@ def _run(
             yield plan, _write_plan(spec, plan, paths, render)
         return
     # spawn, not fork: the caller may have threads (Ray, torch), whose locks a forked child would inherit held.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         futures: dict[Future[dict[int, ShardInfo]], ShardPlan] = {
             pool.submit(_write_plan, spec, plan, paths, render): plan for plan, paths in work
@@ -131,6 +133,13 @@ def _run(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process as soon as its parent is gone: a killed pool would leave its workers writing, then waiting."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _write_plan(
