@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from rich.progress import track
 
 from imprint.backbone import Backbone
 from imprint.backbone.tiny import (
@@ -61,6 +61,14 @@ def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _keep_record(spec: LocalTraining, folder: Path) -> None:
+    """Beside the weights: the job as it ran and its log."""
+    record = folder / "training" / spec.job  # type: ignore[attr-defined]
+    record.mkdir(parents=True)
+    for name in ("job.yaml", "log.jsonl"):
+        shutil.copyfile(Path(resolve_path(spec.runs)) / spec.name / name, record / name)
+
+
 def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
     """Train the autoencoder; writes a diffusers AutoencoderKL folder and `reconstructions.png` in the run."""
     pictures = _start(spec)
@@ -72,7 +80,12 @@ def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
     sample = to_pixel_values(pictures.images[draw(pictures.weights, 256, spec.seed, spec.training.steps)])
     vae.eval()
     vae.register_to_config(scaling_factor=latent_scale(vae, sample))
-    _write_whole(Path(resolve_path(spec.output)), lambda folder: vae.half().save_pretrained(folder))
+
+    def write(folder: Path) -> None:
+        vae.half().save_pretrained(folder)
+        _keep_record(spec, folder)
+
+    _write_whole(Path(resolve_path(spec.output)), write)
     vae.float()
     with torch.no_grad():
         decoded = vae.decode(vae.encode(sample[:8]).latent_dist.mean).sample
@@ -89,23 +102,30 @@ def run_clip(spec: TrainTinyClip, *, job_file: Path | None, source: str) -> None
     length = spec.model.text.max_length
 
     def tokenize(captions: list[str]) -> torch.Tensor:
-        return tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        padded = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return padded.input_ids
 
     objective = ContrastiveObjective(clip, tokenize)
     size = spec.training.batch_size
     state = run_training(spec, objective, lambda step: batches(pictures, size, spec.seed, step), source)
     _finished(spec, state.step)
-    _write_whole(Path(resolve_path(spec.output)), lambda folder: save_clip(clip, config, tokenizer, folder))
+
+    def write(folder: Path) -> None:
+        save_clip(clip, config, tokenizer, folder)
+        _keep_record(spec, folder)
+
+    _write_whole(Path(resolve_path(spec.output)), write)
 
 
 def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> None:
     """Train UNet and text encoder on the latents of a finished autoencoder; writes a diffusers folder."""
     pictures = _start(spec)
-    vae = AutoencoderKL.from_pretrained(resolve_path(spec.vae), torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(resolve_path(spec.vae), dtype=torch.float32).eval().requires_grad_(False)
     tokenizer = train_tokenizer(pictures.captions, spec.tokenizer.vocabulary)
     tokenizer.model_max_length = spec.text.max_length
     size = pictures.images.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1)
-    unet = build_unet(spec.unet, latent_channels=vae.config.latent_channels, latent_size=size, text_width=spec.text.width)
+    channels = vae.config.latent_channels
+    unet = build_unet(spec.unet, latent_channels=channels, latent_size=size, text_width=spec.text.width)
     backbone = assemble(unet, vae, build_text_encoder(spec.text, tokenizer), tokenizer, spec.prediction_type)
     objective = DenoisingObjective(
         backbone, caption_dropping=spec.caption_dropping, min_snr_gamma=spec.min_snr_gamma
@@ -116,18 +136,25 @@ def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> 
         spec, objective, lambda step: _latent_batches(pictures, moments, batch_size, spec.seed, step), source
     )
     _finished(spec, state.step)
-    output = Path(resolve_path(spec.output))
-    save_backbone(backbone, output)
-    record = {"name": spec.name, "steps": state.step, "pictures_seen": state.samples}
-    (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+    def write(folder: Path) -> None:
+        save_backbone(backbone, folder)
+        _keep_record(spec, folder)
+        vae_record = Path(resolve_path(spec.vae)) / "training"
+        if vae_record.is_dir():
+            shutil.copytree(vae_record, folder / "training", dirs_exist_ok=True)
+
+    _write_whole(Path(resolve_path(spec.output)), write)
 
 
 def _latent_moments(backbone: Backbone, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every picture's latents, fp16."""
+    """Mean and standard deviation of every picture's latents, fp16, once for all epochs."""
     means, stds = [], []
-    with torch.no_grad():
-        for start in range(0, len(pictures.images), _ENCODE_BATCH):
-            mean, std = backbone.latent_moments(to_pixel_values(pictures.images[start : start + _ENCODE_BATCH]))
+    backbone.vae.to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for start in track(range(0, len(pictures.images), _ENCODE_BATCH), description="encoding pictures"):
+            batch = to_pixel_values(pictures.images[start : start + _ENCODE_BATCH])
+            mean, std = backbone.latent_moments(batch.contiguous(memory_format=torch.channels_last))
             means.append(mean.half().numpy())
             stds.append(std.half().numpy())
     log.info("encoded %d pictures to latents", len(pictures.images))

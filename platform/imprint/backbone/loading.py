@@ -78,8 +78,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if part not in parts]
     if missing:
         raise BackboneError(
-            f"loading a backbone from {folder}: {parts.get('_class_name', 'the pipeline')} has no {', '.join(missing)}; "
-            "expected a Stable Diffusion 1, 2 or XL pipeline"
+            f"loading a backbone from {folder}: {parts.get('_class_name', 'the pipeline')} has no "
+            f"{', '.join(missing)}; expected a Stable Diffusion 1, 2 or XL pipeline"
         )
     return _from_hub(str(folder), dtype)
 

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -127,8 +125,7 @@ def assemble(
 
 
 def save_backbone(backbone: Backbone, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write an SD1 or SD2 backbone as a diffusers folder of safetensors, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    """Write an SD1 or SD2 backbone into `folder` as an ordinary pipeline of safetensors."""
     pipeline = StableDiffusionPipeline(
         vae=backbone.vae,
         text_encoder=backbone.text_encoders[0],
@@ -139,11 +136,4 @@ def save_backbone(backbone: Backbone, folder: Path, dtype: torch.dtype = torch.f
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype)
-    try:
-        pipeline.save_pretrained(temporary, safe_serialization=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.to(dtype).save_pretrained(folder, safe_serialization=True)
