@@ -16,6 +16,7 @@ from imprint.errors import SampleError
 from imprint.pipelines.samples import MASKS, PICTURES
 
 _FORMATS = ("PNG", "WEBP", "JPEG")
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # Pillow's own limit, met on opening
 _ORIENTATION = 0x0112  # Exif tag
 _TURNS = {3: 2, 6: 3, 8: 1}  # Exif orientation -> quarter turns to the left
 
@@ -69,7 +70,9 @@ def decode_picture(
                 share = alpha[..., None].astype(np.float32) / 255
                 return (rgba[..., :3] * share + 255 * (1 - share) + 0.5).astype(np.uint8), alpha.copy()
             return np.asarray(picture.convert("RGB")), None
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except _BOMBS as error:
+        raise SampleError(f"decoding a picture: {error}", reason="too-many-pixels") from error
+    except (ValueError, OSError, SyntaxError) as error:
         raise SampleError(f"decoding a picture: {error}", reason="corrupt-picture") from error
 
 
@@ -113,7 +116,7 @@ def _decode_mask(data: bytes, shape: tuple[int, int], max_pixels: int) -> UInt8[
         with _opened(data) as picture:
             _check_pixels(picture.height, picture.width, max_pixels)
             mask = np.asarray(picture.convert("L"))
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (ValueError, OSError, SyntaxError, *_BOMBS) as error:
         raise SampleError(f"decoding a mask: {error}", reason="corrupt-mask") from error
     if mask.shape != shape:
         raise SampleError(
