@@ -28,7 +28,7 @@ from imprint.features.clip import ClipFeatures
 from imprint.jobs.progress import ProgressLine
 from imprint.jobs.ray_train import Folders, WorkerHooks, connect, fit, micro_batches, start_worker
 from imprint.jobs.sample_grid import SampleGrid
-from imprint.methods.e4t.artifact import save_encoder
+from imprint.methods.e4t.artifact import find_encoder, load_encoder, load_state, save_encoder
 from imprint.methods.e4t.objective import E4TObjective
 from imprint.pipelines.shards import Shard, check_present, counted, find_shards
 from imprint.pipelines.stream import StreamPlan
@@ -55,6 +55,9 @@ def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
     spec = with_absolute_paths(spec)
     folders = Folders(Path(spec.runs) / spec.name)
     _prepare_folder(folders, source)
+    if _is_finished(spec, folders):
+        log.info("%s: all %d steps are done; %s", spec.name, spec.training.steps, folders.run / "encoder")
+        return
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(_open_tracking, spec, folders, source)  # some seconds, while Ray starts
         shards = counted(find_shards(spec.data.shards, spec.data.split))
@@ -93,6 +96,7 @@ def with_absolute_paths(spec: PretrainEncoder) -> PretrainEncoder:
     data = spec.data.model_copy(update={"shards": tuple(resolve_path(place) for place in spec.data.shards)})
     update: dict[str, Any] = {
         "data": data, "runs": resolve_path(spec.runs), "backbone": _local(spec.backbone),
+        "initialize_from": spec.initialize_from and _local(spec.initialize_from),
     }  # fmt: skip
     if spec.grid is not None:
         update["grid"] = spec.grid.model_copy(
@@ -134,8 +138,10 @@ def train_worker(config: dict[str, Any]) -> None:
     backbone = Backbone.load(spec.backbone, device=device)
     clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
     objective = E4TObjective(backbone, spec.method, clip)
-    engine = make_engine(objective, spec)
     resume = latest_checkpoint(folders.checkpoints)
+    if spec.initialize_from and resume is None:
+        start_from(objective, spec.initialize_from)
+    engine = make_engine(objective, spec)
     batches = micro_batches(
         ray.train.get_dataset_shard("train"),
         spec.training.micro_batch_size(engine.world_size),
@@ -151,6 +157,22 @@ def train_worker(config: dict[str, Any]) -> None:
     )  # fmt: skip
     if engine.rank == 0 and state.step == spec.training.steps:
         _save(state, spec, folders, backbone, clip)
+
+
+def start_from(objective: E4TObjective, encoder: str) -> None:
+    """Begin with the weights of an encoder that was pretrained before.
+
+    Raises:
+        CheckpointError: there is none, or it belongs to another backbone, CLIP or architecture.
+    """
+    parts = objective.parts
+    pretrained = load_encoder(encoder, parts.backbone, clip=parts.clip)
+    source = find_encoder(encoder)
+    load_state(objective.encoder, "", pretrained.encoder.state_dict(), source)
+    if objective.offsets is not None:
+        offsets = pretrained.offsets.state_dict() if pretrained.offsets is not None else {}
+        load_state(objective.offsets, "", offsets, source)
+    objective.requires_grad_(True)
 
 
 def make_engine(objective: E4TObjective, spec: PretrainEncoder) -> Engine:
@@ -208,6 +230,11 @@ def _prepare_folder(folders: Folders, source: str) -> None:
         os.replace(temporary, folders.run / "job.yaml")
     except OSError as error:
         raise StorageError(f"making the folder of the run {folders.run}: {error.strerror}; check `runs`") from error
+
+
+def _is_finished(spec: PretrainEncoder, folders: Folders) -> bool:
+    newest = latest_checkpoint(folders.checkpoints)
+    return newest is not None and newest.step >= spec.training.steps and (folders.run / "encoder").is_dir()
 
 
 def _open_tracking(spec: PretrainEncoder, folders: Folders, source: str) -> TrackedRun | None:

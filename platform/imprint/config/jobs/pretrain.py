@@ -39,6 +39,9 @@ class PretrainEncoder(Section):
     runs: str = Field("runs", description="folder of the runs; every worker must see it")
     backbone: str = Field("imprint-tiny", description="embedded name, diffusers folder, safetensors file or hub id")
     method: E4TSpec = E4TSpec()
+    initialize_from: str | None = Field(
+        None, description="a pretrained encoder to start from: embedded name, folder or run; null: from nothing"
+    )
     data: DataSpec
     training: TrainingSpec
     engine: EngineSpec = EngineSpec()

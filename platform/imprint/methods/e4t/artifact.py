@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from imprint.backbone import Backbone
+from imprint.backbone.loading import embedded_path
 from imprint.config.methods import E4TSpec
 from imprint.errors import CheckpointError
 from imprint.features.clip import ClipFeatures
@@ -47,13 +48,13 @@ def save_encoder(
 
 
 def find_encoder(path: str | Path) -> Path:
-    """The encoder folder at `path`: itself, or `encoder` in a run's folder.
+    """The encoder folder at `path`: itself, `encoder` in a run's folder, or the one of an embedded name.
 
     Raises:
         CheckpointError: neither is there.
     """
     path = Path(path).expanduser()
-    for candidate in (path, path / "encoder"):
+    for candidate in (path, path / "encoder", embedded_path(str(path))):
         if (candidate / "encoder.json").is_file():
             return candidate
     raise CheckpointError(
