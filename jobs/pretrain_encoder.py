@@ -23,10 +23,10 @@ import torch
 from imprint.backbone import Backbone
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.paths import resolve_path
-from imprint.errors import StorageError
+from imprint.errors import StorageError, TrainingError
 from imprint.features.clip import ClipFeatures
 from imprint.jobs.progress import ProgressLine
-from imprint.jobs.ray_train import Folders, WorkerHooks, connect, fit, micro_batches, start_worker
+from imprint.jobs.ray_train import Folders, WorkerHooks, connect, fit, micro_batches, note_start, start_worker
 from imprint.jobs.sample_grid import SampleGrid
 from imprint.methods.e4t.artifact import find_encoder, load_encoder, load_state, save_encoder
 from imprint.methods.e4t.objective import E4TObjective
@@ -42,6 +42,10 @@ from imprint.training.engines.torch import TorchEngine
 from imprint.training.loop import train
 
 log = logging.getLogger(__name__)
+
+
+class StoppedError(TrainingError):
+    """The run saved and stopped before its end because it was asked to."""
 
 
 def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
@@ -82,7 +86,11 @@ def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
                 folders,
                 partial(stream_plan, spec, tuple(shards), folders),
             )
+        _raise_if_stopped(spec, folders)
         status = "FINISHED"
+    except StoppedError:
+        status = "KILLED"
+        raise
     finally:
         follower.stop()
         progress.close()
@@ -149,8 +157,7 @@ def train_worker(config: dict[str, Any]) -> None:
         first_index=resume.samples if resume else 0,
     )
     if engine.rank == 0:
-        position = f"going on from step {resume.step}" if resume else "starting"
-        log.info("%s: %s; set up in %.1f s", spec.name, position, time.perf_counter() - began)
+        note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
     state = train(
         batches, engine, spec.training, seed=spec.seed, resume=resume,
         checkpoints=(folders.checkpoints, spec.checkpoint), hooks=_PretrainHooks(spec, folders, objective, engine),
@@ -237,6 +244,15 @@ def _is_finished(spec: PretrainEncoder, folders: Folders) -> bool:
     return newest is not None and newest.step >= spec.training.steps and (folders.run / "encoder").is_dir()
 
 
+def _raise_if_stopped(spec: PretrainEncoder, folders: Folders) -> None:
+    newest = latest_checkpoint(folders.checkpoints)
+    step = newest.step if newest else 0
+    if step < spec.training.steps:
+        raise StoppedError(
+            f"{spec.name}: stopped at step {step} of {spec.training.steps}, as asked; submit it again to go on"
+        )
+
+
 def _open_tracking(spec: PretrainEncoder, folders: Folders, source: str) -> TrackedRun | None:
     if not spec.tracking.enabled:
         return None
@@ -250,7 +266,7 @@ def _open_tracking(spec: PretrainEncoder, folders: Folders, source: str) -> Trac
 def _track(tracked: TrackedRun, folders: Folders, record: dict[str, Any]) -> None:
     if "samples" in record:
         tracked.log_file(folders.run / record["samples"], "samples")
-    else:
+    elif "loss" in record:
         tracked.log_metrics(record["step"], {name: value for name, value in record.items() if name != "step"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from imprint.config.training import ClusterSpec
-from imprint.errors import DataError, ImprintError, TrainingError
+from imprint.errors import ImprintError, TrainingError
 from imprint.objective import Batch
 from imprint.pipelines.stream import StreamDataConfig, StreamPlan
 from imprint.tracking.journal import write_journal
@@ -178,18 +179,26 @@ def micro_batches(iterator: DataIterator, size: int, *, prefetch: int, first_ind
     `first_index` is the position in the order where this run of the workers begins.
 
     Raises:
-        DataError: the stream begins elsewhere, so samples would be trained twice or left out.
+        RuntimeError: the stream begins elsewhere, so samples would be trained twice or left out: another checkpoint
+            was written while the workers started. Ray Train starts them again.
     """
     columns: Mapping[str, Any]
     first = True
     for columns in iterator.iter_batches(batch_size=size, prefetch_batches=prefetch, batch_format="numpy"):
         if first and dist.get_rank() == 0 and int(columns["__index__"][0]) != first_index:
-            raise DataError(
+            raise RuntimeError(
                 f"starting the stream: its first sample has position {int(columns['__index__'][0])}, expected "
-                f"{first_index}; the checkpoint changed while the workers started"
+                f"{first_index}; another checkpoint was written while the workers started"
             )
         first = False
         yield collate([{name: values[i] for name, values in columns.items()} for i in range(len(columns["__key__"]))])
+
+
+def note_start(folders: Folders, step: int, seconds: float) -> None:
+    """Write to the journal that the workers (again) begin after `step`, and where rank 0 runs."""
+    record = {"workers": dist.get_world_size(), "host": platform.node(), "pid": os.getpid()}
+    write_journal(folders.run, {"step": step, **record, "setup_seconds": round(seconds, 1)})
+    log.info("%s: %d workers go on after step %d", folders.run.name, record["workers"], step)
 
 
 class WorkerHooks(Hooks):

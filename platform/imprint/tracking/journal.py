@@ -1,7 +1,8 @@
 """The journal of a run, `log.jsonl`: rank 0 writes a line at each report, others follow it as it grows.
 
 So the trainer never waits for a tracking server or a terminal, and a run can be watched by anyone who sees its folder.
-A line is {"step": ..., metrics ...}, or {"step": ..., "samples": <path in the run>}.
+A line is {"step": ..., "loss": ..., metrics ...}; {"step": ..., "samples": <path in the run>}; or, when the workers
+start, {"step": ..., "workers": ..., "host": ..., "pid": ...}.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class TrackedRun:
         self._monitor.start()
 
     def finish(self, status: str) -> None:
-        """End the run as "FINISHED" or "FAILED"."""
+        """End the run as "FINISHED", "KILLED" (stopped as asked) or "FAILED"."""
         with self._forgiving("ending the run"):
             if self._monitor is not None:
                 self._monitor.finish()
