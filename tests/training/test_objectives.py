@@ -4,7 +4,7 @@ import torch
 
 from imprint.backbone import NoiseSchedule
 from imprint.training.objectives.contrastive import ContrastiveObjective
-from imprint.training.objectives.denoising import min_snr_weights, stratified_timesteps
+from imprint.training.objectives.denoising import min_snr_weights
 
 CONFIG = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -19,11 +19,6 @@ def test_min_snr_weights_are_those_of_the_paper() -> None:
             snr = abar / (1 - abar)
             divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1.0}[prediction_type]
             assert abs(weight - min(snr, 5.0) / divisor) < 1e-5
-
-
-def test_timesteps_cover_every_part_once() -> None:
-    timesteps = stratified_timesteps(10, 1000, torch.Generator().manual_seed(0))
-    assert sorted((timesteps // 100).tolist()) == list(range(10))
 
 
 def test_contrast_equals_cross_entropy_by_hand_and_forgives_equal_captions() -> None:

@@ -81,6 +81,7 @@ class E4TTuneSpec(Section):
     flip: bool = Field(True, description="Mirror half of the crops")
     templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
     context_probability: float = Field(1.0, ge=0, le=1, description="Share of prompts that end with a given context")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in; weights stay fp32")
     storage: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="How weight deltas are kept; fp16 rounds deltas below 6e-5 coarsely"
     )
@@ -100,3 +101,4 @@ class SampleSpec(Section):
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's share of fresh noise")
     negative_prompt: str = ""
     batch_size: int = Field(16, ge=1, description="Pictures in one forward of the UNet (twice as many with guidance)")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in")

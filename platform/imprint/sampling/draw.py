@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imprint.backbone import Backbone
+from imprint.backbone.precision import computing
 from imprint.config.methods import SampleSpec
 from imprint.sampling.ancestral import ddpm_ancestral, euler_ancestral
 from imprint.sampling.ddim import StepCallback, ddim, fresh_noise
@@ -80,9 +81,10 @@ def draw_batches(
     pictures, total = [], spec.steps * -(-len(seeds) // spec.batch_size)
     for batch, start in enumerate(range(0, len(seeds), spec.batch_size)):
         rows = slice(start, start + spec.batch_size)
-        denoiser = make_denoiser(backbone, conditioner(rows), spec, weights)
         report = _step_report(progress, batch * spec.steps, total)
-        pictures.append(backbone.decode_latents(draw_latents(denoiser, backbone, spec, seeds[rows], report)))
+        with computing(spec.precision, backbone.device):
+            denoiser = make_denoiser(backbone, conditioner(rows), spec, weights)
+            pictures.append(backbone.decode_latents(draw_latents(denoiser, backbone, spec, seeds[rows], report)))
     return torch.cat(pictures)
 
 

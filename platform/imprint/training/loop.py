@@ -123,8 +123,8 @@ def _mean_record(engine: Engine, record: dict[str, float], step: int) -> dict[st
     mean = dict(zip(names, values.tolist(), strict=True))
     if not math.isfinite(mean["loss"]):
         raise TrainingError(
-            f"training: the loss is {mean['loss']} in the steps up to {step}; lower training.optimizer.learning_rate or "
-            "check the data, then submit again to go on from the last checkpoint",
+            f"training: the loss is {mean['loss']} in the steps up to {step}; lower training.optimizer.learning_rate "
+            "or check the data, then submit again to go on from the last checkpoint",
             rank=engine.rank,
         )
     return mean

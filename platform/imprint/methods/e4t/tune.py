@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from imprint.backbone.precision import computing
 from imprint.config.methods import E4TTuneSpec
 from imprint.errors import ConfigError, TrainingError
 from imprint.methods.augment import centre_square, random_views
@@ -66,7 +67,8 @@ def tune(
     optimizer = _optimizer(parts, unet, spec)
     for step in range(spec.steps):
         generator = torch.Generator(parts.backbone.device).manual_seed(seed * 1_000_003 + step)
-        loss = _loss(parts, unet, spec, images, masks, pictures.contexts, features, generator)
+        with computing(spec.precision, parts.backbone.device):
+            loss = _loss(parts, unet, spec, images, masks, pictures.contexts, features, generator)
         if not math.isfinite(value := loss.item()):
             raise TrainingError(
                 f"tuning: the loss is {value} at step {step + 1}; lower learning_rates, or tune in fp32"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from imprint.backbone.precision import computing
 from imprint.config.training import EngineSpec, OptimizerSpec
 from imprint.errors import CheckpointError, TrainingError
 from imprint.objective import Batch, Objective, StepOutput
@@ -49,8 +49,7 @@ class DeepSpeedEngine:
     def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
         """Forward pass; in bf16 also under autocast, since frozen parts and inputs may be fp32."""
         engine = self._engine()
-        autocast = self.spec.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16) if autocast else nullcontext():
+        with computing(self.spec.precision, self._device):
             loss, metrics = engine(batch, generator)
         return StepOutput(loss, metrics)
 

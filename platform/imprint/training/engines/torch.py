@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imprint.backbone.precision import computing
 from imprint.config.training import EngineSpec, OptimizerSpec
 from imprint.errors import CheckpointError
 from imprint.training.batches import Batch
@@ -23,8 +22,8 @@ class TorchEngine:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-        device = next(iter(self.named.values())).device
-        self._autocast = device.type if engine.precision == "bf16" else None
+        self.device = next(iter(self.named.values())).device
+        self.precision = engine.precision
         self.optimizer = torch.optim.AdamW(
             objective.parameter_groups(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay, fused=True,
@@ -32,8 +31,7 @@ class TorchEngine:
 
     def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
         """Forward pass, under bf16 autocast where the engine's precision says so (weights stay fp32)."""
-        autocast = torch.autocast(self._autocast, torch.bfloat16) if self._autocast else nullcontext()
-        with autocast:
+        with computing(self.precision, self.device):
             return self.objective(batch, generator)
 
     def backward(self, loss: Tensor, accumulation: int) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from imprint.backbone import Backbone, NoiseSchedule
+from imprint.methods.diffusion_loss import random_noise, stratified_timesteps
 from imprint.objective import Batch, Objective, StepOutput
 
 
@@ -38,8 +39,8 @@ class DenoisingObjective(Objective):
     def forward(self, batch: LatentBatch, generator: torch.Generator) -> StepOutput:
         (backbone,) = self.backbone
         mean, std = batch["latent_mean"], batch["latent_std"]
-        latents = mean + std * torch.randn(mean.shape, generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
+        latents = mean + std * random_noise(mean, generator)
+        noise = random_noise(latents, generator)
         timesteps = stratified_timesteps(len(latents), backbone.schedule.num_timesteps, generator)
         dropped = torch.rand(len(latents), generator=generator) < self.caption_dropping
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch["captions"], strict=True)]
@@ -48,12 +49,6 @@ class DenoisingObjective(Objective):
         errors = (output - backbone.schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
         loss = (errors * min_snr_weights(backbone.schedule, timesteps, self.min_snr_gamma)).mean()
         return StepOutput(loss, {"unweighted": errors.detach().mean()})
-
-
-def stratified_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
-    """`count` timesteps, one in each of as many equal parts of [0, T), in random order: less variance, same mean."""
-    offsets = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    return (offsets * num_timesteps).long().clamp_(max=num_timesteps - 1)[torch.randperm(count, generator=generator)]
 
 
 def min_snr_weights(schedule: NoiseSchedule, timesteps: Tensor, gamma: float | None) -> Float[Tensor, "b"]:
