@@ -13,19 +13,21 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from rich.progress import track
+from transformers import CLIPTokenizer
 
 from imprint.backbone import Backbone
 from imprint.backbone.tiny import (
     assemble,
     build_autoencoder,
-    build_text_encoder,
     build_unet,
     save_backbone,
+    text_encoder_of_clip,
     train_tokenizer,
 )
 from imprint.config.jobs.tiny import LocalTraining, TrainBackbone, TrainTinyClip, TrainTinyVae
 from imprint.config.paths import resolve_path
 from imprint.errors import TrainingError
+from imprint.features.clip import ClipFeatures
 from imprint.features.tiny_clip import build_clip, save_clip
 from imprint.jobs.local import Pictures, batches, draw, load_pictures, run_training
 from imprint.training.batches import to_pixel_values
@@ -121,12 +123,13 @@ def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> 
     """Train UNet and text encoder on the latents of a finished autoencoder; writes a diffusers folder."""
     pictures = _start(spec)
     vae = AutoencoderKL.from_pretrained(resolve_path(spec.vae), dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = train_tokenizer(pictures.captions, spec.tokenizer.vocabulary)
-    tokenizer.model_max_length = spec.text.max_length
+    clip = ClipFeatures.load(resolve_path(spec.clip)).model
+    tokenizer = CLIPTokenizer.from_pretrained(resolve_path(spec.clip), model_max_length=len(clip.positional_embedding))
+    text_encoder = text_encoder_of_clip(clip, tokenizer)
     size = pictures.images.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1)
     channels = vae.config.latent_channels
-    unet = build_unet(spec.unet, latent_channels=channels, latent_size=size, text_width=spec.text.width)
-    backbone = assemble(unet, vae, build_text_encoder(spec.text, tokenizer), tokenizer, spec.prediction_type)
+    unet = build_unet(spec.unet, latent_channels=channels, latent_size=size, text_width=text_encoder.config.hidden_size)
+    backbone = assemble(unet, vae, text_encoder, tokenizer, spec.prediction_type)
     objective = DenoisingObjective(
         backbone, caption_dropping=spec.caption_dropping, min_snr_gamma=spec.min_snr_gamma
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from imprint.backbone.base import Backbone
@@ -92,6 +93,7 @@ def build_text_encoder(model: TextModel, tokenizer: CLIPTokenizer) -> CLIPTextMo
             intermediate_size=4 * model.width,
             num_hidden_layers=model.layers,
             num_attention_heads=model.heads,
+            hidden_act="gelu",  # open_clip's own, so that its text towers fit
             max_position_embeddings=model.max_length,
             projection_dim=model.width,
             bos_token_id=tokenizer.bos_token_id,
@@ -101,11 +103,49 @@ def build_text_encoder(model: TextModel, tokenizer: CLIPTokenizer) -> CLIPTextMo
     )
 
 
+@torch.no_grad()
+def text_encoder_of_clip(clip: nn.Module, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text tower of an open_clip model as a CLIPTextModel: the same numbers under other names."""
+    layers = clip.transformer.resblocks
+    width = clip.token_embedding.weight.shape[1]
+    model = TextModel(
+        width=width, layers=len(layers), heads=layers[0].attn.num_heads, max_length=len(clip.positional_embedding)
+    )
+    encoder = build_text_encoder(model, tokenizer)
+    state = {
+        "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        "embeddings.position_embedding.weight": clip.positional_embedding,
+        "final_layer_norm.weight": clip.ln_final.weight,
+        "final_layer_norm.bias": clip.ln_final.bias,
+    }
+    for number, layer in enumerate(layers):
+        prefix = f"encoder.layers.{number}"
+        modules = {
+            "layer_norm1": layer.ln_1, "layer_norm2": layer.ln_2, "self_attn.out_proj": layer.attn.out_proj,
+            "mlp.fc1": layer.mlp.c_fc, "mlp.fc2": layer.mlp.c_proj,
+        }  # fmt: skip
+        for name, module in modules.items():
+            state[f"{prefix}.{name}.weight"], state[f"{prefix}.{name}.bias"] = module.weight, module.bias
+        for kind in ("weight", "bias"):
+            parts = getattr(layer.attn, f"in_proj_{kind}").chunk(3)
+            for role, value in zip("qkv", parts, strict=True):
+                state[f"{prefix}.self_attn.{role}_proj.{kind}"] = value
+    encoder.load_state_dict(state)
+    return encoder
+
+
 def scheduler_config(prediction_type: str) -> dict[str, Any]:
-    """Stable Diffusion's schedule."""
+    """Stable Diffusion's schedule; with v-prediction it ends in pure noise (arXiv:2305.08891).
+
+    Small pictures with plain backgrounds need that: the mean of a 16 x 16 latent still shows at the last timestep of
+    the ordinary schedule, so a network reads the background's colour off it and not off the text.
+    """
+    zero_snr = prediction_type == "v_prediction"
     return {
         "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "prediction_type": prediction_type, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+        "prediction_type": prediction_type, "clip_sample": False, "set_alpha_to_one": zero_snr,
+        "steps_offset": 1, "rescale_betas_zero_snr": zero_snr,
+        "timestep_spacing": "trailing" if zero_snr else "leading",
     }  # fmt: skip
 
 
@@ -124,8 +164,14 @@ def assemble(
     )  # fmt: skip
 
 
-def save_backbone(backbone: Backbone, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write an SD1 or SD2 backbone into `folder` as an ordinary pipeline of safetensors."""
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Write an SD1 or SD2 backbone into `folder` as an ordinary pipeline of safetensors.
+
+    UNet and autoencoder are kept in fp16, which diffusers loads as fp32. The text encoder is kept in fp32, since
+    transformers loads what it finds and the parts of a pipeline must agree.
+    """
+    backbone.unet.to(torch.float16)
+    backbone.vae.to(torch.float16)
     pipeline = StableDiffusionPipeline(
         vae=backbone.vae,
         text_encoder=backbone.text_encoders[0],
@@ -136,4 +182,4 @@ def save_backbone(backbone: Backbone, folder: Path, dtype: torch.dtype = torch.f
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype).save_pretrained(folder, safe_serialization=True)
+    pipeline.save_pretrained(folder, safe_serialization=True)

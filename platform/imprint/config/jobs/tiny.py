@@ -97,13 +97,12 @@ class UnetModel(Section):
 
 
 class TrainBackbone(LocalTraining):
-    """Text-to-image: UNet and text encoder from nothing, on latents of a finished autoencoder."""
+    """Text-to-image on latents of a finished autoencoder: the UNet from nothing, the text encoder from CLIP's."""
 
     job: Literal["train_backbone"]
     vae: str = Field(description="folder of the autoencoder")
-    tokenizer: TokenizerModel = TokenizerModel()
-    text: TextModel = TextModel()
+    clip: str = Field(description="folder of the small CLIP: its tokenizer, and its text tower to start from")
     unet: UnetModel = UnetModel()
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
     caption_dropping: float = Field(0.1, ge=0, le=1, description="share of empty captions, for guidance")
-    min_snr_gamma: float | None = Field(5.0, gt=0, description="min-SNR weighting (arXiv:2303.09556); null: none")
+    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv:2303.09556); null: none")
