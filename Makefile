@@ -16,8 +16,7 @@ test: install
 
 lint: install
 	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/lint-imports
-	@$(VENV)/bin/mypy
+	@$(VENV)/bin/python scripts/lint_imports.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -16,6 +17,11 @@ from imprint.errors import ConfigError, ImprintError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+
+# A head's dashboard answers some seconds before the agent that runs jobs has reported to it.
+_NO_AGENT_YET = "No available agent"
+_PATIENCE_S = 60
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,22 @@ def submit(submission: Submission) -> tuple[JobSubmissionClient, str]:
             "start one with `ray start --head`, or give its --address"
         ) from error
     try:
-        return client, client.submit_job(entrypoint=submission.entrypoint, runtime_env=submission.runtime_env)
+        return client, _send(client, submission)
     except (RuntimeError, ValueError) as error:
         detail = f"the cluster at {submission.address} refused it: {_first_line(error)}"
         raise ImprintError(f"submitting {submission.entrypoint!r}: {detail}") from error
+
+
+def _send(client: JobSubmissionClient, submission: Submission) -> str:
+    """Submit, and again while the cluster is still coming up."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=submission.entrypoint, runtime_env=submission.runtime_env)
+        except RuntimeError as error:
+            if _NO_AGENT_YET not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> int:

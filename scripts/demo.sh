@@ -7,6 +7,10 @@ PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
 export PATH
 # Ray asks for tokens by itself where a token file lies in the home folder; this cluster is on loopback.
 export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
+# Nothing is served that would have to be drained before the cluster ends.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+# The default, a minute, is short on a busy machine.
+export RAY_DASHBOARD_STARTUP_TIMEOUT_S=300
 # The cluster is this one, and relative paths of job files start here, whatever the shell had set.
 unset RAY_ADDRESS
 export IMPRINT_ROOT="$PWD"
@@ -37,6 +41,26 @@ print(*(held.getsockname()[1] for held in sockets))
 PYTHON
 }
 
+wait_until_up() { # Until a job can be submitted: the dashboard answers some seconds before the agent that runs jobs.
+    python - "$RAY_API_SERVER_ADDRESS" "$head_id" <<'PYTHON'
+import json, os, sys, time, urllib.request
+address, head = sys.argv[1], int(sys.argv[2])
+body = json.dumps({"entrypoint": "true"}).encode()
+request = urllib.request.Request(f"{address}/api/jobs/", body, {"Content-Type": "application/json"})
+deadline = time.monotonic() + 180
+while time.monotonic() < deadline:
+    try:
+        os.kill(head, 0)
+        with urllib.request.urlopen(request, timeout=30):
+            sys.exit(0)
+    except ProcessLookupError:
+        break
+    except OSError:
+        time.sleep(0.5)
+sys.exit(1)
+PYTHON
+}
+
 start_ray() {
     local gcs dashboard agent client
     read -r gcs dashboard agent client < <(free_ports 4)
@@ -46,16 +70,10 @@ start_ray() {
         --temp-dir "$temporary" --object-store-memory 1000000000 --disable-usage-stats \
         >"$temporary.log" 2>&1 &
     head_id=$!
-    for _ in $(seq 120); do
-        if ! kill -0 "$head_id" 2>/dev/null; then
-            break
-        fi
-        if ray job list >/dev/null 2>&1; then
-            rm -f "$temporary.log"
-            return
-        fi
-        sleep 1
-    done
+    if wait_until_up; then
+        rm -f "$temporary.log"
+        return
+    fi
     echo "demo: Ray did not start; its log:" >&2
     tail -n 30 "$temporary.log" >&2
     rm -f "$temporary.log"
@@ -82,3 +100,6 @@ ray job submit --working-dir . -- jobs/evaluate.yaml name="$run-evaluation" enco
     "shards=[$data/faces-64]" "calibration=[$data/faces-64]"
 
 say "Done in $((SECONDS - began)) s"
+cat "runs/$run-evaluation/table.md"
+echo
+echo "the grid of pictures: $PWD/runs/$run-evaluation/grid.png"

@@ -25,7 +25,7 @@ from imprint.pipelines.datasets.faces import prepare_faces
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-START_S = 180
+START_S = 420
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -55,6 +55,8 @@ def cluster() -> Iterator[Cluster]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
     # An activated environment has `imprint` on its PATH, and so have the jobs of a head that is started in it.
     env |= {"PATH": f"{BIN}{os.pathsep}{env['PATH']}", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nothing is served that would have to be drained
+    env["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = str(START_S)  # the default, a minute, is short on a busy machine
     command = [
         "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
@@ -72,12 +74,15 @@ def cluster() -> Iterator[Cluster]:
 
 
 def wait_until_up(head: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    """Wait until a job can be submitted: the dashboard answers some seconds before the agent that runs jobs does."""
+    body = json.dumps({"entrypoint": "true"}).encode()
+    request = urllib.request.Request(f"{address}/api/jobs/", body, {"Content-Type": "application/json"})
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if head.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5):
+            with urllib.request.urlopen(request, timeout=30):
                 return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.5)

@@ -141,7 +141,7 @@ def _models_at(model: type[BaseModel], data: Any, path: KeyPath) -> list[type[Ba
     """The sections that may stand at `path`; of a tagged union, those whose tag the data carries."""
     candidates: list[type[BaseModel]] = [model]
     for part in path:
-        data = data[part] if isinstance(data, dict | list) else None
+        data = data[part]
         if isinstance(part, str):
             annotations = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
             candidates = [section for annotation in annotations for section in _sections(annotation)]
