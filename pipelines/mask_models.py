@@ -17,6 +17,7 @@ Mask = UInt8[np.ndarray, "h w"]
 
 _MODES = 4  # border colours told apart: enough for stripes, dots and checks of two colours and their edges
 _ROUNDS = 8
+_ALIKE = 0.5  # in spreads of the border: where nothing differs by more, there is no subject
 
 
 def embedded_mask(image: UInt8[np.ndarray, "h w 3"]) -> Mask:
@@ -35,7 +36,7 @@ def embedded_mask(image: UInt8[np.ndarray, "h w 3"]) -> Mask:
     distance = np.linalg.norm(lab[:, :, None] - centres, axis=-1) / spreads
     score = np.minimum(distance.min(axis=-1), 10.0) * _middle(height, width)
     score = gaussian(score, sigma=max(0.5, min(height, width) / 128))
-    if np.ptp(score) < 1e-6:
+    if score.max() < _ALIKE:
         return np.zeros((height, width), np.uint8)
     return (255 * _largest(ndimage.binary_fill_holes(score > threshold_otsu(score)))).astype(np.uint8)
 

