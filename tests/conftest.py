@@ -54,7 +54,8 @@ def small_text_encoder(tokenizer: CLIPTokenizer, width: int, projection: int | N
 
 def small_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=16,
     )  # fmt: skip
 
@@ -66,10 +67,10 @@ def small_unet(cross: int, *, linear: bool, xl_pooled: int | None = None) -> UNe
             "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 6 * 8 + xl_pooled, "transformer_layers_per_block": (1, 2),
         }  # fmt: skip
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
     return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D") if not xl_pooled else ("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D") if not xl_pooled else ("CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=8, down_block_types=down[::-1] if xl_pooled else down, up_block_types=up[::-1] if xl_pooled else up,
         cross_attention_dim=cross, attention_head_dim=8, use_linear_projection=linear, **extra,
     )  # fmt: skip
 
