@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -165,14 +166,37 @@ def draw_all(spec: Evaluate, subjects: Sequence[Subject]) -> list[Drawn]:
     for subject in subjects:
         pool.submit(lambda one, args: one.tuned.remote(args), subject)
     found: dict[int, Drawn] = {}
-    columns = (TextColumn("drawing and tuning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("drawing", total=2 * len(subjects))
+    with _Counter(2 * len(subjects)) as counter:
         while pool.has_next():
             for one in _next(pool):
                 found[one.number] = found[one.number].merged(one) if one.number in found else one
-                progress.advance(task)
+                counter.advance()
     return [found[subject.number] for subject in subjects]
+
+
+class _Counter:
+    """A bar with the time left where there is a terminal, else a line at every tenth, as in a submitted job's log."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.began = total, 0, time.perf_counter()
+        columns = (TextColumn("drawing and tuning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        self.task = self.bar.add_task("drawing", total=total)
+
+    def __enter__(self) -> _Counter:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def advance(self) -> None:
+        self.done += 1
+        self.bar.advance(self.task)
+        if self.bar.disable and self.done % max(1, self.total // 10) == 0:
+            passed = time.perf_counter() - self.began
+            left = passed / self.done * (self.total - self.done)
+            print(f"drawing and tuning: {self.done}/{self.total}, {passed:.0f} s, ETA {left:.0f} s", flush=True)
 
 
 def _next(pool: ActorPool) -> list[Drawn]:

@@ -21,7 +21,7 @@ from imprint.evaluation.identity import (
     raw_features,
     similarity_to,
 )
-from imprint.evaluation.onnx_features import OnnxFeatures
+from imprint.evaluation.onnx_features import OnnxFeatures, _varint
 from imprint.evaluation.statistics import area_under_curve
 
 
@@ -42,33 +42,13 @@ def test_the_pooled_features_are_those_that_the_answer_is_made_of() -> None:
 
 
 def _last_layer(model: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [1024, 2] and bias [2] of fc_nsfw, from the bytes that follow their names' dimensions."""
-    found = {}
-    for name, shape in ((b"fc_nsfw/weights", (1024, 2)), (b"fc_nsfw/bias", (2,))):
+    """Weights [1024, 2] and bias [2] of fc_nsfw: in a TensorProto, raw_data (field 9) follows the name."""
+    found = []
+    for name, shape in ((b"fc_nsfw/MatMul/ReadVariableOp:0", (1024, 2)), (b"fc_nsfw/BiasAdd/ReadVariableOp:0", (2,))):
         size = 4 * int(np.prod(shape))
-        for at in _positions(model, name):
-            for start in range(max(0, at - size - 24), at + 200):
-                if model[start : start + 1] == b"\x4a" and _varint_at(model, start + 1)[0] == size:  # raw_data
-                    begin = _varint_at(model, start + 1)[1]
-                    found[name] = np.frombuffer(model[begin : begin + size], np.float32).reshape(shape)
-    return found[b"fc_nsfw/weights"], found[b"fc_nsfw/bias"]
-
-
-def _positions(data: bytes, part: bytes) -> list[int]:
-    places, at = [], data.find(part)
-    while at >= 0:
-        places.append(at)
-        at = data.find(part, at + 1)
-    return places
-
-
-def _varint_at(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-        if not data[at - 1] & 128:
-            return value, at
+        begin = model.index(name + b"\x4a" + _varint(size)) + len(name) + 1 + len(_varint(size))
+        found.append(np.frombuffer(model[begin : begin + size], np.float32).reshape(shape))
+    return found[0], found[1]
 
 
 def test_a_layer_that_is_not_there(tmp_path: Path) -> None:
@@ -125,7 +105,7 @@ def test_whitening_finds_identities_under_louder_differences() -> None:
         return np.concatenate([who + 0.2 * generator.normal(size=who.shape), loud], axis=1), names
 
     features, names = draw(150)
-    fitted = Whitening.fit(features, [str(name) for name in names], dims=8)
+    fitted = Whitening.fit(features, [str(name) for name in names], dims=8, shrinkage=1e-4)
     fresh, names = draw(30)
     same = names[:, None] == names
     off_diagonal = ~np.eye(len(names), dtype=bool)

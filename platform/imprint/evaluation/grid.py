@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -90,6 +91,7 @@ def save_png(image: Image.Image, path: Path) -> Path:
         image.save(temporary, format="PNG")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StorageError(f"writing {path}: {error}; free some space, or choose another folder") from error
     return path

@@ -8,6 +8,19 @@ head is cropped, and the features are whitened within identities: of real pictur
 between pictures of one identity (glasses, expression, clothes, place) is measured, and directions count the less, the
 more they vary for that reason alone. The score is the cosine of two such vectors. Generated pictures have no true mask,
 so all masks come from the same reader (`imprint.evaluation.attributes`).
+
+Measured on real held-out faces of 64 px, 120 identities x 4 pictures: area under the ROC curve of same against
+different identity, and share of pictures whose nearest neighbour is of the same identity (whitening fitted on one half
+of the identities, measured on the other, and the other way round):
+
+    whole picture                                   0.674   0.18
+    true mask, on gray                              0.838   0.31
+    true mask, on gray, head                        0.901   0.52
+    true mask, on gray, head, mean subtracted       0.909   0.52
+    true mask, on gray, head, whitened to  32       0.963   0.72
+    true mask, on gray, head, whitened to  64       0.973   0.81
+    true mask, on gray, head, whitened to 128       0.974   0.85
+    whole picture, whitened to 128                  0.873   0.40
 """
 
 from __future__ import annotations
@@ -79,7 +92,7 @@ class Whitening:
 
     @classmethod
     def fit(
-        cls, features: Float[np.ndarray, "n width"], identities: Sequence[str], dims: int, shrinkage: float = 0.1
+        cls, features: Float[np.ndarray, "n width"], identities: Sequence[str], dims: int, shrinkage: float = 0.05
     ) -> Whitening:
         """From real pictures, several of each of many identities.
 
