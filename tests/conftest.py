@@ -70,7 +70,8 @@ def small_unet(cross: int, *, linear: bool, xl_pooled: int | None = None) -> UNe
     down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
     return UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        norm_num_groups=8, down_block_types=down[::-1] if xl_pooled else down, up_block_types=up[::-1] if xl_pooled else up,
+        norm_num_groups=8, down_block_types=down[::-1] if xl_pooled else down,
+        up_block_types=up[::-1] if xl_pooled else up,
         cross_attention_dim=cross, attention_head_dim=8, use_linear_projection=linear, **extra,
     )  # fmt: skip
 
