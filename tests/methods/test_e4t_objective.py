@@ -35,7 +35,7 @@ def test_the_loss_is_equation_5_from_its_pieces(backbone: Backbone, clip: ClipFe
     generator = seeded()
     x0 = backbone.encode_images(batch["pixel_values"], generator)
     eps = torch.randn(x0.shape, generator=generator)
-    timesteps = torch.randint(0, 1000, (4,), generator=generator)
+    timesteps = stratified_timesteps(4, 1000, generator)
     abar = backbone.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1).float()
     xt = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
     offsets = objective.encoder(clip.layers(batch["pixel_values"]), UNetTaps(backbone)(xt, timesteps))

@@ -87,7 +87,7 @@ def test_the_first_step_moves_them(sd15: Backbone) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[2] < losses[1] < losses[0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokeniz
 
 def embedded_path(name: str) -> Path:
     """The folder of weights that ship inside the package."""
-    return Path(str(resources.files("imprint"))) / "weights" / name
+    # Not importlib.resources: it is led astray by a plain folder named imprint, such as a clone, in the current one.
+    return Path(__file__).resolve().parents[1] / "weights" / name
 
 
 def load_backbone(

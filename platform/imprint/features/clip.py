@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from imprint.backbone.loading import embedded_path
 from imprint.errors import BackboneError
 
 EMBEDDED = ("imprint-tiny-clip",)
@@ -57,7 +57,7 @@ class ClipFeatures:
         text = str(name)
         architecture, _, file = text.partition(":")
         if text in EMBEDDED:
-            folder = Path(str(resources.files("imprint"))) / "weights" / text
+            folder = embedded_path(text)
             model, config = _from_folder(folder)
             tokenizer_name = f"local-dir:{folder}"
         elif text.startswith(HUB_PREFIX):

@@ -27,11 +27,6 @@ def diffusion_loss(
     return ((weights * error).sum(dim=(1, 2, 3)) / total).mean()
 
 
-def random_timesteps(batch: int, num_timesteps: int, generator: torch.Generator) -> Int[Tensor, "b"]:
-    """Independent uniform timesteps."""
-    return torch.randint(0, num_timesteps, (batch,), generator=generator, device=generator.device)
-
-
 def stratified_timesteps(batch: int, num_timesteps: int, generator: torch.Generator) -> Int[Tensor, "b"]:
     """One uniform timestep from each of `batch` equal slices of the schedule, in random order.
 

@@ -16,7 +16,7 @@ from imprint.backbone import Backbone
 from imprint.config.methods import E4TSpec
 from imprint.errors import DataError
 from imprint.features.clip import ClipFeatures
-from imprint.methods.diffusion_loss import diffusion_loss, random_noise, random_timesteps
+from imprint.methods.diffusion_loss import diffusion_loss, random_noise, stratified_timesteps
 from imprint.methods.e4t.encoder import embedding_regularization
 from imprint.methods.e4t.parts import E4TParts
 from imprint.methods.prompts import check_templates, training_prompts
@@ -70,7 +70,7 @@ class E4TObjective(Objective):
         images = batch["pixel_values"].to(backbone.device)
         x0 = backbone.encode_images(images, generator)
         noise = random_noise(x0, generator)
-        timesteps = random_timesteps(len(x0), backbone.schedule.num_timesteps, generator).to(x0.device)
+        timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator).to(x0.device)
         xt = backbone.schedule.add_noise(x0, noise, timesteps)
         prompts = training_prompts(
             spec.templates,
