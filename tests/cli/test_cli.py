@@ -142,6 +142,7 @@ def test_a_job_file_runs_as_a_program(job_file: Path) -> None:
 def test_interrupt_exits_with_130(job_file: Path) -> None:
     script = (
         "import os, signal, imprint.jobs; from imprint.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored\n"
         "imprint.jobs.load_runner = lambda kind: lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
         "main()"
     )
