@@ -9,5 +9,9 @@ export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
 
 ruff check .
 mapfile -t units < <(find tests -mindepth 1 -maxdepth 1 \( -type d ! -name integration ! -name '__*' -o -name 'test_*.py' \) | sort)
-exec pytest -m "$(python -c 'import torch; print("" if torch.cuda.is_available() else "not gpu")')" \
-    "${units[@]}" tests/integration "$@"
+# The slow ones (minutes: kills in mid-training, whole submissions) run with SLOW=1, as in `SLOW=1 make test`.
+chosen="$(python -c 'import torch; print("" if torch.cuda.is_available() else "not gpu")')"
+if [[ "${SLOW:-0}" != 1 ]]; then
+    chosen="not slow${chosen:+ and $chosen}"
+fi
+exec pytest -m "$chosen" "${units[@]}" tests/integration "$@"

@@ -109,6 +109,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_faces(spec)[16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["working-dir", "bare"])
 def test_ray_job_submit_pretrains_an_encoder(
     way: str, cluster: Cluster, shards: Path, tiny_sd15: Path, tiny_clip: Path, tmp_path: Path
