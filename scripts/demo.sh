@@ -65,7 +65,11 @@ start_ray() {
     local gcs dashboard agent client
     read -r gcs dashboard agent client < <(free_ports 4)
     export RAY_API_SERVER_ADDRESS="http://127.0.0.1:$dashboard"
-    ray start --head --block --node-ip-address 127.0.0.1 --port "$gcs" --dashboard-host 127.0.0.1 \
+    local leash=() # The head ends with this script, however this one ends.
+    if command -v setpriv >/dev/null; then
+        leash=(setpriv --pdeathsig TERM)
+    fi
+    "${leash[@]}" ray start --head --block --node-ip-address 127.0.0.1 --port "$gcs" --dashboard-host 127.0.0.1 \
         --dashboard-port "$dashboard" --dashboard-agent-listen-port "$agent" --ray-client-server-port "$client" \
         --temp-dir "$temporary" --object-store-memory 1000000000 --disable-usage-stats \
         >"$temporary.log" 2>&1 &

@@ -57,8 +57,10 @@ def cluster() -> Iterator[Cluster]:
     env |= {"PATH": f"{BIN}{os.pathsep}{env['PATH']}", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nothing is served that would have to be drained
     env["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = str(START_S)  # the default, a minute, is short on a busy machine
+    # The head ends with this process, however this one ends.
+    leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     command = [
-        "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        *leash, "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
         f"--ray-client-server-port={client}", f"--temp-dir={temporary}", "--num-cpus=2",
         "--object-store-memory=200000000", "--disable-usage-stats",
