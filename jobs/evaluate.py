@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import ray
 import torch
+import transformers
 from PIL import Image
 from ray.util import ActorPool
 from rich.console import Console
@@ -137,6 +139,9 @@ class Artist:
 
     def __init__(self, spec: Evaluate) -> None:
         torch.set_num_threads(spec.cluster.threads_per_actor)
+        # An actor has no terminal: the libraries' bars would be hundreds of lines in the driver's log.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         device = "cuda" if spec.cluster.gpus_per_actor else "cpu"
         backbone = Backbone.load(spec.backbone, device=device)
         clip = ClipFeatures.load(spec.clip, device=device) if spec.clip else None
