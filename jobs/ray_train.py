@@ -31,6 +31,12 @@ from imprint.training.loop import Hooks
 log = logging.getLogger(__name__)
 STOP = "stop"  # a file of this name in the run's folder asks the workers to save and stop
 _LOCAL_CPUS = 2
+# Ray gives up on its own processes after half a minute or one, which is short on a busy machine.
+_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,16 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if "RAY_ADDRESS" not in os.environ:
+        for name, seconds in _PATIENCE.items():
+            os.environ.setdefault(name, seconds)
         options |= {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError) as error:
-        raise TrainingError(
-            f"connecting to Ray at {os.environ.get('RAY_ADDRESS')}: {error}; start the cluster, or unset RAY_ADDRESS "
-            "to run on this machine alone"
-        ) from error
+    except Exception as error:  # Ray raises bare Exceptions where its processes do not come up
+        place = os.environ.get("RAY_ADDRESS")
+        doing = f"connecting to Ray at {place}" if place else "starting Ray on this machine"
+        hint = "start the cluster, or unset RAY_ADDRESS to run on this machine alone" if place else "see /tmp/ray"
+        raise TrainingError(f"{doing}: {error}; {hint}") from error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

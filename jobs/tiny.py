@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderTiny
 from PIL import Image
 from rich.progress import track
 from transformers import CLIPTokenizer
@@ -72,10 +72,10 @@ def _keep_record(spec: LocalTraining, folder: Path) -> None:
 
 
 def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
-    """Train the autoencoder; writes a diffusers AutoencoderKL folder and `reconstructions.png` in the run."""
+    """Train the autoencoder; writes a diffusers AutoencoderTiny folder and `reconstructions.png` in the run."""
     pictures = _start(spec)
     vae = build_autoencoder(spec.model).to(memory_format=torch.channels_last)
-    objective = AutoencoderObjective(vae, kl_weight=spec.kl_weight, edge_weight=spec.edge_weight)
+    objective = AutoencoderObjective(vae, spec.loss)
     size = spec.training.batch_size
     state = run_training(spec, objective, lambda step: batches(pictures, size, spec.seed, step), source)
     _finished(spec, state.step)
@@ -90,7 +90,7 @@ def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
     _write_whole(Path(resolve_path(spec.output)), write)
     vae.float()
     with torch.no_grad():
-        decoded = vae.decode(vae.encode(sample[:8]).latent_dist.mean).sample
+        decoded = vae.decode(vae.encode(sample[:8]).latents).sample
     rows = torch.cat([torch.cat(list(sample[:8]), -1), torch.cat(list(decoded), -1)], -2)
     array = ((rows.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).numpy()
     Image.fromarray(array).save(Path(resolve_path(spec.runs)) / spec.name / "reconstructions.png")
@@ -122,7 +122,7 @@ def run_clip(spec: TrainTinyClip, *, job_file: Path | None, source: str) -> None
 def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> None:
     """Train UNet and text encoder on the latents of a finished autoencoder; writes a diffusers folder."""
     pictures = _start(spec)
-    vae = AutoencoderKL.from_pretrained(resolve_path(spec.vae), dtype=torch.float32).eval().requires_grad_(False)
+    vae = AutoencoderTiny.from_pretrained(resolve_path(spec.vae), dtype=torch.float32).eval().requires_grad_(False)
     clip = ClipFeatures.load(resolve_path(spec.clip)).model
     tokenizer = CLIPTokenizer.from_pretrained(resolve_path(spec.clip), model_max_length=len(clip.positional_embedding))
     text_encoder = text_encoder_of_clip(clip, tokenizer)

@@ -14,6 +14,7 @@ from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
 
 from imprint.pipelines.order import Slice, plan
+from imprint.pipelines.pacing import PacedScheduling
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions, Row, read_slice
 from imprint.pipelines.shards import Shard, counted, find_shards
 
@@ -52,15 +53,19 @@ def read_webdataset(
         plan(counts, seed=options.seed, shuffle_buffer=options.shuffle_buffer, start=start,
              stop=sum(counts) if stop is None else stop)
     )  # fmt: skip
-    context = DataContext.get_current()
-    before = context.target_max_block_size, context.execution_options.preserve_order
-    try:  # a data set keeps a copy of the context that it was made under
-        context.target_max_block_size, context.execution_options.preserve_order = BLOCK_BYTES, True
+    with DataContext.current(_our_context()):  # a data set keeps a copy of the context that it was made under
         return ray.data.read_datasource(
             WebDatasetDatasource(found, slices, options), override_num_blocks=max(1, len(slices)), num_cpus=cpus
         )
-    finally:
-        context.target_max_block_size, context.execution_options.preserve_order = before
+
+
+def _our_context() -> DataContext:
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    if PacedScheduling not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(PacedScheduling)
+    return context
 
 
 class WebDatasetDatasource(Datasource):

@@ -37,7 +37,7 @@ def test_saved_folder_is_an_ordinary_pipeline(tmp_path: Path) -> None:
     text = TextModel(width=32, layers=1, heads=2, max_length=16)
     tokenizer = train_tokenizer(CAPTIONS, 700)
     tokenizer.model_max_length = text.max_length
-    vae = build_autoencoder(AutoencoderModel(block_out_channels=(8, 8), norm_groups=2))
+    vae = build_autoencoder(AutoencoderModel(width=8, blocks=(1, 1)))
     widths, attention = (16, 32), (True, False)
     unet_model = UnetModel(
         block_out_channels=widths, attention=attention, layers_per_block=1, heads=2, norm_groups=8

@@ -36,6 +36,7 @@ class Job:
         self.root, self.runs = root, root / "runs"
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
         self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        self.env |= {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", "RAY_worker_register_timeout_seconds": "300"}
         self.spec = {
             "job": "pretrain_encoder", "seed": 3, "runs": str(self.runs), "backbone": str(backbone),
             "method": {"domain_word": "face", "encoder": {"clip": str(clip)}, "offsets": {"vector_width": 4}},

@@ -154,4 +154,6 @@ def test_a_bad_job_file_fails_on_the_cluster_with_the_same_message(cluster: Clus
     result = cluster.call("ray", "job", "submit", "jobs/pretrain_encoder.yaml", "training.stepz=20")
     assert result.returncode != 0
     assert "training.stepz: unknown key; did you mean 'steps'?" in result.stdout
-    assert "exited with code 2" in " ".join((result.stdout + result.stderr).split())
+    with urllib.request.urlopen(f"{cluster.address}/api/jobs/", timeout=30) as answer:
+        codes = {job["entrypoint"]: job["driver_exit_code"] for job in json.load(answer)}
+    assert codes["jobs/pretrain_encoder.yaml training.stepz=20"] == 2

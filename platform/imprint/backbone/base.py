@@ -124,11 +124,18 @@ class Backbone:
     def latent_moments(
         self, pixel_values: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b c h2 w2"]]:
-        """Mean and standard deviation of the scaled latents of pictures in [-1, 1]."""
-        posterior = self.vae.encode(pixel_values.to(self.device, self.vae_dtype)).latent_dist
+        """Mean and standard deviation of the scaled latents of pictures in [-1, 1].
+
+        An autoencoder without a posterior (AutoencoderTiny) has a standard deviation of zero.
+        """
+        encoded = self.vae.encode(pixel_values.to(self.device, self.vae_dtype))
+        if hasattr(encoded, "latent_dist"):
+            mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+        else:
+            mean, std = encoded.latents, torch.zeros_like(encoded.latents)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         scale = self.vae.config.scaling_factor
-        return ((posterior.mean - shift) * scale).to(self.dtype), (posterior.std * scale).to(self.dtype)
+        return ((mean - shift) * scale).to(self.dtype), (std * scale).to(self.dtype)
 
     @torch.no_grad()
     def encode_images(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -26,16 +26,15 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 _SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
-def build_autoencoder(model: AutoencoderModel) -> AutoencoderKL:
-    """An untrained autoencoder; its scaling factor is set after training."""
-    levels = len(model.block_out_channels)
-    return AutoencoderKL(
-        block_out_channels=model.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+def build_autoencoder(model: AutoencoderModel) -> AutoencoderTiny:
+    """An untrained autoencoder without normalisation; its scaling factor is set after training."""
+    widths = (model.width,) * len(model.blocks)
+    return AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=model.blocks,
+        num_decoder_blocks=model.blocks[::-1],
         latent_channels=model.latent_channels,
-        layers_per_block=model.layers_per_block,
-        norm_num_groups=model.norm_groups,
         scaling_factor=1.0,
     )
 
@@ -151,7 +150,7 @@ def scheduler_config(prediction_type: str) -> dict[str, Any]:
 
 def assemble(
     unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    vae: AutoencoderTiny,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     prediction_type: str,

@@ -35,21 +35,30 @@ class LocalTraining(Section):
 
 
 class AutoencoderModel(Section):
-    """Widths of the autoencoder; one halving between two of them."""
+    """Shape of the autoencoder: levels with one halving between two of them, all of one width."""
 
-    block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
+    width: int = Field(32, gt=0)
     latent_channels: int = Field(8, gt=0)
-    layers_per_block: int = Field(1, gt=0)
-    norm_groups: int = Field(8, gt=0)
+    blocks: tuple[int, ...] = Field((1, 2, 3), min_length=2, description="residual blocks a level, full size first")
+
+
+class AutoencoderLoss(Section):
+    """Weights against the mean absolute error of pixels in [-1, 1]."""
+
+    square_weight: float = Field(1.0, ge=0, description="squared error of pixels")
+    edge_weight: float = Field(0.3, ge=0, description="absolute error of differences of neighbours: sharp outlines")
+    latent_weight: float = Field(1e-3, ge=0, description="mean square of the latents")
+    latent_noise: float = Field(0.05, ge=0, description="standard deviation of the noise on the latents")
+    crop_size: int | None = Field(None, gt=0, description="side in pixels of the crop that a step trains on")
+    whole_share: float = Field(0.1, ge=0, le=1, description="share of steps on whole pictures all the same")
 
 
 class TrainTinyVae(LocalTraining):
-    """Autoencoder: pictures to latents an eighth of the side and back."""
+    """Autoencoder: pictures to latents and back."""
 
     job: Literal["train_tiny_vae"]
     model: AutoencoderModel = AutoencoderModel()
-    kl_weight: float = Field(1e-6, ge=0)
-    edge_weight: float = Field(0.5, ge=0, description="L1 on differences of neighbouring pixels: sharp outlines")
+    loss: AutoencoderLoss = AutoencoderLoss()
 
 
 class TextModel(Section):
