@@ -34,9 +34,7 @@ class Submission:
     runtime_env: dict[str, Any]
 
 
-def plan_submission(
-    job_file: Path, overrides: Sequence[str], *, address: str, working_dir: Path
-) -> Submission:
+def plan_submission(job_file: Path, overrides: Sequence[str], *, address: str, working_dir: Path) -> Submission:
     """Return what to submit, without contacting anything.
 
     A cluster on this machine gets IMPRINT_ROOT, so that relative paths mean what they mean here; elsewhere they start

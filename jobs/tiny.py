@@ -20,6 +20,7 @@ from imprint.backbone.tiny import (
     assemble,
     build_autoencoder,
     build_unet,
+    save_autoencoder,
     save_backbone,
     text_encoder_of_clip,
     train_tokenizer,
@@ -84,7 +85,7 @@ def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
     vae.register_to_config(scaling_factor=latent_scale(vae, sample))
 
     def write(folder: Path) -> None:
-        vae.half().save_pretrained(folder)
+        save_autoencoder(vae, folder)
         _keep_record(spec, folder)
 
     _write_whole(Path(resolve_path(spec.output)), write)
@@ -130,9 +131,7 @@ def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> 
     channels = vae.config.latent_channels
     unet = build_unet(spec.unet, latent_channels=channels, latent_size=size, text_width=text_encoder.config.hidden_size)
     backbone = assemble(unet, vae, text_encoder, tokenizer, spec.prediction_type)
-    objective = DenoisingObjective(
-        backbone, caption_dropping=spec.caption_dropping, min_snr_gamma=spec.min_snr_gamma
-    )
+    objective = DenoisingObjective(backbone, caption_dropping=spec.caption_dropping, min_snr_gamma=spec.min_snr_gamma)
     moments = _latent_moments(backbone, pictures)
     batch_size = spec.training.batch_size
     state = run_training(

@@ -62,16 +62,12 @@ def run(spec: TrainFaceAttributes, *, job_file: Path | None, source: str) -> Non
     objective = AttributeObjective(net, mask_weight=spec.mask_weight, blur_share=spec.blur_share)
     numbers = label_indices(pictures.labels, heads)
     size = spec.training.batch_size
-    state = run_training(
-        spec, objective, lambda step: _batches(pictures, numbers, size, spec.seed, step), source
-    )
+    state = run_training(spec, objective, lambda step: _batches(pictures, numbers, size, spec.seed, step), source)
     if state.step < spec.training.steps:
         raise TrainingError(
             f"{spec.name}: stopped at step {state.step} of {spec.training.steps}; run it again to go on"
         )
-    heldout = [
-        ShardSource(shards=item.shards, split="heldout", limit=spec.heldout_limit) for item in spec.sources
-    ]
+    heldout = [ShardSource(shards=item.shards, split="heldout", limit=spec.heldout_limit) for item in spec.sources]
     measured = measure(AttributeReader(net.eval(), heads, {}), load_labelled(heldout, spec.attributes))
     for name, value in measured["heldout_accuracy"].items():
         log.info("held-out accuracy of %s: %.3f", name, value)

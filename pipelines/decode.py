@@ -48,9 +48,7 @@ def decode_sample(parts: dict[str, bytes], *, size: int | None, max_pixels: int)
     return {"image": image, "mask": mask, "caption": _caption(parts), "json": _json(parts)}
 
 
-def decode_picture(
-    data: bytes, max_pixels: int
-) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
+def decode_picture(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
     """RGB, and the alpha channel where there is one (the picture is then composited on white).
 
     Raises:

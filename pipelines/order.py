@@ -59,9 +59,7 @@ def windows(counts: Sequence[int], *, seed: int, epoch: int, shuffle_buffer: int
     return [*found, tuple(current)] if current else found
 
 
-def window_order(
-    counts: Mapping[int, int], part: Slice, *, seed: int, shuffle_buffer: int
-) -> Int[np.ndarray, "n 2"]:
+def window_order(counts: Mapping[int, int], part: Slice, *, seed: int, shuffle_buffer: int) -> Int[np.ndarray, "n 2"]:
     """All rows of a slice's window in their order: (shard, sample within it)."""
     pairs = np.concatenate(
         [np.stack([np.full(counts[s], s), np.arange(counts[s])], axis=1) for s in part.shards], dtype=np.int64

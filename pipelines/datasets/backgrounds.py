@@ -103,9 +103,7 @@ def _grid(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return x, y
 
 
-def _gradient(
-    draw: Draw, first: NDArray[np.float64], second: NDArray[np.float64], size: int
-) -> NDArray[np.float64]:
+def _gradient(draw: Draw, first: NDArray[np.float64], second: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     x, y = _grid(size)
     along = {"down": y, "across": x, "diagonal": (x + y) / 2}[draw.choice(("down", "across", "diagonal"))]
     return first + (second - first) * along[..., None]

@@ -59,9 +59,7 @@ def load_concepts(cache_dir: Path, styles: Iterable[str]) -> list[Concept]:
     concepts: list[Concept] = []
     for code, name, group, subgroup in names:
         keys = (_normal_code(code), _squeeze(name))
-        drawings = tuple(
-            Drawing(style, found[key]) for style, found in drawn.items() for key in keys if key in found
-        )
+        drawings = tuple(Drawing(style, found[key]) for style, found in drawn.items() for key in keys if key in found)
         if drawings:
             slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
             concepts.append(Concept(slug, name, group, subgroup, split_of(name), drawings))

@@ -143,9 +143,7 @@ def _npm_pack(package: NpmPackage, folder: Path) -> Path:
         raise DataError(f"{doing}: npm is not installed; install Node.js with npm, or go on without: {remedy}")
     command = [npm, "pack", f"{package.name}@{package.version}", "--silent", "--pack-destination", str(folder)]
     try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"{doing}: npm gave nothing in {_FETCH_SECONDS} s; try again later, or: {remedy}") from error
     path = folder / package.file

@@ -37,9 +37,7 @@ def render_face(identity: Identity, variant: Variant, size: int) -> NDArray[np.u
     with Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=framed, skip_system_fonts=True))) as image:
         pixels = np.asarray(image.convert("RGBA"))
     if pixels.shape != (size, size, 4):
-        raise DataError(
-            f"drawing a face: resvg gave {pixels.shape}, expected {(size, size, 4)}", identity=identity.key
-        )
+        raise DataError(f"drawing a face: resvg gave {pixels.shape}, expected {(size, size, 4)}", identity=identity.key)
     return np.ascontiguousarray(pixels[:, ::-1] if variant.placing.flip else pixels)
 
 

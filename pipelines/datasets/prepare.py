@@ -57,8 +57,7 @@ def plan_shards(split: str, items: Sequence[Any], samples_per_shard: int) -> lis
     """`items` in order, cut into shards."""
     starts = range(0, len(items), samples_per_shard)
     return [
-        ShardPlan(split, index, tuple(items[start : start + samples_per_shard]))
-        for index, start in enumerate(starts)
+        ShardPlan(split, index, tuple(items[start : start + samples_per_shard])) for index, start in enumerate(starts)
     ]
 
 
@@ -90,9 +89,7 @@ def prepare(
     work: list[tuple[ShardPlan, dict[int, Path]]] = []
     for plan in plans:
         missing = {
-            size: folder.path / plan.name
-            for size, folder in folders.items()
-            if not folder.is_finished(plan.name)
+            size: folder.path / plan.name for size, folder in folders.items() if not folder.is_finished(plan.name)
         }
         if missing:
             work.append((plan, missing))
@@ -142,9 +139,7 @@ def _end_with_parent() -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _write_plan(
-    spec: Spec, plan: ShardPlan, paths: dict[int, Path], render: Render[Spec]
-) -> dict[int, ShardInfo]:
+def _write_plan(spec: Spec, plan: ShardPlan, paths: dict[int, Path], render: Render[Spec]) -> dict[int, ShardInfo]:
     """Draws the pictures of a shard once and writes them at the sizes of `paths`."""
     samples: dict[int, list[Sample]] = {size: [] for size in paths}
     for item in plan.items:

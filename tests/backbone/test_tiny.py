@@ -39,9 +39,7 @@ def test_saved_folder_is_an_ordinary_pipeline(tmp_path: Path) -> None:
     tokenizer.model_max_length = text.max_length
     vae = build_autoencoder(AutoencoderModel(width=8, blocks=(1, 1)))
     widths, attention = (16, 32), (True, False)
-    unet_model = UnetModel(
-        block_out_channels=widths, attention=attention, layers_per_block=1, heads=2, norm_groups=8
-    )
+    unet_model = UnetModel(block_out_channels=widths, attention=attention, layers_per_block=1, heads=2, norm_groups=8)
     unet = build_unet(unet_model, latent_channels=8, latent_size=8, text_width=32)
     backbone = assemble(unet, vae, build_text_encoder(text, tokenizer), tokenizer, "v_prediction")
     save_backbone(backbone, tmp_path / "tiny")
@@ -53,6 +51,10 @@ def test_saved_folder_is_an_ordinary_pipeline(tmp_path: Path) -> None:
     assert loaded.dtype == torch.float32
     assert loaded.tokenizers[0].model_max_length == 16
     assert loaded.fingerprint() == backbone.fingerprint()
+    mean, std = loaded.latent_moments(torch.zeros(1, 3, 16, 16))
+    assert mean.shape == (1, 8, 8, 8)
+    assert not std.any()  # this autoencoder has no posterior
+    assert loaded.decode_latents(mean).shape == (1, 3, 16, 16)
     assert loaded.prediction_type == "v_prediction"
 
 

@@ -13,7 +13,11 @@ from imprint.methods.e4t.encoder import E4TEncoder, concept_embedding, embedding
 def make(**spec: object) -> E4TEncoder:
     torch.manual_seed(0)
     return E4TEncoder(
-        E4TEncoderSpec(**spec), clip_layers=2, clip_width=6, tap_widths=[3, 5], embedding_widths=[8, 4]  # type: ignore[arg-type]
+        E4TEncoderSpec(**spec),
+        clip_layers=2,
+        clip_width=6,
+        tap_widths=[3, 5],
+        embedding_widths=[8, 4],  # type: ignore[arg-type]
     )
 
 

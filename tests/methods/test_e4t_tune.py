@@ -12,7 +12,8 @@ from imprint.config.methods import E4TEncoderSpec, E4TSpec, E4TTuneSpec, Learnin
 from imprint.errors import ConfigError, TrainingError
 from imprint.features.clip import ClipFeatures
 from imprint.methods.augment import random_views
-from imprint.methods.e4t import E4TParts, Pictures, sample, sample_features, tune
+from imprint.methods.base import Pictures
+from imprint.methods.e4t import E4TParts, sample, sample_features, tune
 from imprint.methods.e4t.learned import unpack
 from imprint.methods.e4t.tune import concept_features
 

@@ -182,7 +182,10 @@ def test_a_bad_sample_is_quarantined_alone(make_shards: MakeShards, tmp_path: Pa
     folder = make_shards([4, 3], lambda n, one: Sample(one.key, BROKEN[fault](one)) if n == 2 else one)
     quarantine = tmp_path / "quarantine"
     options = ReadOptions(
-        on_bad=on_bad, max_member_bytes=4000, max_bad_share=0.2, quarantine=str(quarantine)  # type: ignore[arg-type]
+        on_bad=on_bad,
+        max_member_bytes=4000,
+        max_bad_share=0.2,
+        quarantine=str(quarantine),  # type: ignore[arg-type]
     )
     rows = read(folder, options)
     good = [f"s-{i:04d}" for i in range(7)]

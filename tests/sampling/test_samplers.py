@@ -105,9 +105,7 @@ def test_ddim_at_eta_one_is_ddpm() -> None:
     """Two formulas for one sampler: DDIM Eq. 16 with eta = 1, and the posterior of DDPM Eq. 7."""
     noise = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     timesteps = spaced_timesteps(1000, 25)
-    first = ddim(
-        denoiser("epsilon"), noise, timesteps, ABAR, eta=1.0, generator=torch.Generator().manual_seed(5)
-    )
+    first = ddim(denoiser("epsilon"), noise, timesteps, ABAR, eta=1.0, generator=torch.Generator().manual_seed(5))
     second = ddpm_ancestral(denoiser("epsilon"), noise, timesteps, ABAR, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
 

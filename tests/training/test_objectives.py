@@ -3,6 +3,9 @@
 import torch
 
 from imprint.backbone import NoiseSchedule
+from imprint.backbone.tiny import build_autoencoder
+from imprint.config.jobs.tiny import AutoencoderLoss, AutoencoderModel
+from imprint.training.objectives.autoencoder import AutoencoderObjective, latent_scale, random_crop
 from imprint.training.objectives.contrastive import ContrastiveObjective
 from imprint.training.objectives.denoising import min_snr_weights
 
@@ -44,3 +47,26 @@ def test_contrast_equals_cross_entropy_by_hand_and_forgives_equal_captions() -> 
     target = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5], [0, 0.5, 0.5]])
     expected = -((target * rows).sum(1).mean() + (target * columns).sum(0).mean()) / 2
     torch.testing.assert_close(loss, expected)
+
+
+def test_the_autoencoder_loss_is_the_sum_of_its_terms() -> None:
+    torch.manual_seed(0)
+    vae = build_autoencoder(AutoencoderModel(width=8, latent_channels=4, blocks=(1, 1)))
+    spec = AutoencoderLoss(square_weight=2, edge_weight=0.5, latent_weight=0.1, latent_noise=0, crop_size=None)
+    pictures = torch.rand(2, 3, 8, 8) * 2 - 1
+    batch = {"pixel_values": pictures, "captions": ["", ""], "keys": ["1", "2"]}
+    loss = AutoencoderObjective(vae, spec)(batch, torch.Generator()).loss
+    latents = vae.encode(pictures).latents
+    error = (vae.decode(latents).sample - pictures).double()
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    expected = error.abs().mean() + 2 * (error**2).mean() + 0.5 * edges + 0.1 * (latents.double() ** 2).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    assert abs(float((latents.detach() * latent_scale(vae, pictures)).std()) - 1) < 1e-5
+
+
+def test_crops_lie_inside_and_reach_every_place() -> None:
+    pictures = torch.arange(36.0).reshape(1, 1, 6, 6)
+    generator = torch.Generator().manual_seed(0)
+    corners = {int(random_crop(pictures, 4, generator)[0, 0, 0, 0]) for _ in range(200)}
+    assert corners == {row * 6 + column for row in range(3) for column in range(3)}
+    assert torch.equal(random_crop(pictures, 8, generator), pictures)

@@ -14,7 +14,8 @@ from imprint.backbone import Backbone
 from imprint.config.methods import E4TSpec, E4TTuneSpec, SampleSpec
 from imprint.errors import CheckpointError, ConceptError, ConfigError, StorageError
 from imprint.features.clip import ClipFeatures
-from imprint.methods.e4t import E4TObjective, Pictures, load_encoder, save_encoder
+from imprint.methods.base import Pictures
+from imprint.methods.e4t import E4TObjective, load_encoder, save_encoder
 from imprint.tuning import Concept, personalize, sample_concept
 
 

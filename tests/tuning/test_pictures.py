@@ -89,9 +89,7 @@ def test_a_cut_picture(tmp_path: Path) -> None:
         load_pictures(tmp_path, image_size=16)
 
 
-def test_an_enormous_picture_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_enormous_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imprint.tuning.pictures.MAX_PIXELS", 100)
     assert MAX_PIXELS > 100
     with pytest.raises(SampleError, match="20 x 20 pixels, expected 100 at most"):

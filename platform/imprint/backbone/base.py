@@ -161,9 +161,7 @@ class Backbone:
 
     # -- text -----------------------------------------------------------------------------------------------
 
-    def encode_text(
-        self, prompts: Sequence[str], replacements: TokenReplacements | None = None
-    ) -> TextConditioning:
+    def encode_text(self, prompts: Sequence[str], replacements: TokenReplacements | None = None) -> TextConditioning:
         """Run the text encoders, with the placeholder's word embeddings replaced where given.
 
         Raises:

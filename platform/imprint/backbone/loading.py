@@ -89,9 +89,7 @@ def _from_hub(path: str, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import DiffusionPipeline
 
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, **_without_extras(path)
-        )
+        pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **_without_extras(path))
     except Exception as error:
         raise BackboneError(
             f"loading a backbone from {path}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"

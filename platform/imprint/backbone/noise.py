@@ -37,9 +37,7 @@ class NoiseSchedule:
 
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTION_TYPES:
-            raise BackboneError(
-                f"the scheduler predicts {prediction!r}; expected one of {', '.join(PREDICTION_TYPES)}"
-            )
+            raise BackboneError(f"the scheduler predicts {prediction!r}; expected one of {', '.join(PREDICTION_TYPES)}")
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr")
         ddpm = DDPMScheduler(**{key: config[key] for key in keys if config.get(key) is not None})
         return cls(ddpm.alphas_cumprod.double(), prediction)

@@ -182,3 +182,20 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    _mend_config(folder / "vae")
+
+
+def save_autoencoder(vae: AutoencoderTiny, folder: Path) -> None:
+    """Write an autoencoder, in fp16, into `folder`."""
+    vae.half().save_pretrained(folder)
+    _mend_config(folder)
+
+
+def _mend_config(folder: Path) -> None:
+    """Leave out what AutoencoderTiny writes and warns about on loading (diffusers 0.42.1): it derives it anew."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    if config["_class_name"] == "AutoencoderTiny":
+        del config["block_out_channels"]
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")

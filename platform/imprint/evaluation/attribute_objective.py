@@ -42,9 +42,7 @@ class AttributeObjective(Objective):
         return StepOutput(classes + self.mask_weight * masks, {name: value.detach() for name, value in metrics.items()})
 
 
-def blur(
-    images: Float[Tensor, "b 3 h w"], share: float, generator: torch.Generator
-) -> Float[Tensor, "b 3 h w"]:
+def blur(images: Float[Tensor, "b 3 h w"], share: float, generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
     """Mix `share` of the pictures with their 3 x 3 mean, by a random part: generated pictures are softer than real."""
     draws = torch.rand(len(images), 2, generator=generator, device=generator.device).to(images.device)
     part = torch.where(draws[:, 0] < share, draws[:, 1], 0.0).view(-1, 1, 1, 1)

@@ -114,9 +114,7 @@ class AttributeReader:
     def read(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, list[str]]:
         """The likeliest class of every attribute, for pictures in [-1, 1]."""
         logits, _ = self.net(fit(images))
-        return {
-            head: [self.heads[head][i] for i in values.argmax(1).tolist()] for head, values in logits.items()
-        }
+        return {head: [self.heads[head][i] for i in values.argmax(1).tolist()] for head, values in logits.items()}
 
     @torch.no_grad()
     def masks(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
@@ -161,9 +159,7 @@ def label_indices(labels: Sequence[Mapping[str, str]], heads: Heads) -> Int[Tens
     return torch.tensor(rows, dtype=torch.long).view(len(labels), len(heads))
 
 
-def accuracy(
-    read: Mapping[str, Sequence[str]], truth: Sequence[Mapping[str, str]]
-) -> dict[str, float]:
+def accuracy(read: Mapping[str, Sequence[str]], truth: Sequence[Mapping[str, str]]) -> dict[str, float]:
     """The share of pictures read right, for each attribute, over those whose truth is given."""
     shares = {}
     for head, values in read.items():

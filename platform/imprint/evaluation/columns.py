@@ -17,7 +17,8 @@ from imprint.backbone import PLACEHOLDER
 from imprint.config.jobs.evaluate import Evaluate
 from imprint.evaluation.subjects import Picture, Subject
 from imprint.methods import METHODS
-from imprint.methods.e4t import E4TParts, Pictures, concept_features, sample_features
+from imprint.methods.base import Pictures
+from imprint.methods.e4t import E4TParts, concept_features, sample_features
 from imprint.sampling.draw import draw_prompts
 
 Source = Literal["class_noun", "wrong_reference", "encoder", "tuned"]

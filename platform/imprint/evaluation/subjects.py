@@ -74,9 +74,7 @@ def _bareheaded(pictures: Iterable[tuple[str, Picture]]) -> Iterable[tuple[str, 
     return ((identity, picture) for identity, picture in pictures if picture.attributes.get("hat", "none") == "none")
 
 
-def choose_scene(
-    attributes: Mapping[str, str], scenes: SceneSpec, generator: np.random.Generator
-) -> dict[str, str]:
+def choose_scene(attributes: Mapping[str, str], scenes: SceneSpec, generator: np.random.Generator) -> dict[str, str]:
     """One of each list, none of them what the reference picture shows already."""
     lists: dict[str, Sequence[str]] = {
         "background": scenes.backgrounds, "glasses": scenes.glasses, "expression": scenes.expressions,

@@ -88,9 +88,7 @@ class UNetTaps:
         return tap_widths(self.backbone.unet.config)
 
     @torch.no_grad()
-    def __call__(
-        self, latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, "b"]
-    ) -> list[Float[Tensor, "b c2"]]:
+    def __call__(self, latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, "b"]) -> list[Float[Tensor, "b c2"]]:
         """The mean over space of each tap at (x_t, t); float32, no gradient."""
         empty = self._empty.repeat(len(latents))
         added = self.backbone.added_conditioning(empty, latents)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What is known of a concept: pictures in [-1, 1], and for each a mask and context phrases where there are any."""
+
+    images: Float[Tensor, "n 3 h w"]
+    masks: Float[Tensor, "n 1 h w"] | None = None
+    contexts: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

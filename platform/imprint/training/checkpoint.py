@@ -1,10 +1,10 @@
 """Checkpoints: a folder a step, whole or not there, checked by hash when read.
 
-    <directory>/step-00000100/
-        parameters.safetensors    what trains, fp32
-        optimizer.safetensors     the optimizer's moments, `<moment>/<parameter>`
-        ema.safetensors           where the job keeps an average
-        state.json                step, samples seen, what the job adds, sha256 and bytes of the files above
+<directory>/step-00000100/
+    parameters.safetensors    what trains, fp32
+    optimizer.safetensors     the optimizer's moments, `<moment>/<parameter>`
+    ema.safetensors           where the job keeps an average
+    state.json                step, samples seen, what the job adds, sha256 and bytes of the files above
 """
 
 from __future__ import annotations

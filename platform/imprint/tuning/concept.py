@@ -1,8 +1,8 @@
 """The Concept: a folder that holds what was learned of one subject, and how. It needs no training state to load.
 
-    <folder>/
-        concept.safetensors    what the method learned, and nothing of the backbone
-        concept.json           format and version, method, class noun, settings, backbone fingerprint, versions, sha256
+<folder>/
+    concept.safetensors    what the method learned, and nothing of the backbone
+    concept.json           format and version, method, class noun, settings, backbone fingerprint, versions, sha256
 """
 
 from __future__ import annotations

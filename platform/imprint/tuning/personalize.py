@@ -14,7 +14,7 @@ from imprint.backbone import Backbone
 from imprint.config.methods import E4TTuneSpec, SampleSpec
 from imprint.errors import ConfigError
 from imprint.methods import METHODS
-from imprint.methods.e4t import Pictures
+from imprint.methods.base import Pictures
 from imprint.sampling.draw import ProgressCallback
 from imprint.tuning.concept import Concept
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imprint.errors import DataError, SampleError
 from imprint.methods.augment import centre_square
-from imprint.methods.e4t import Pictures
+from imprint.methods.base import Pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MASK_SUFFIX = ".mask.png"

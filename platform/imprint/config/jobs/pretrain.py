@@ -32,9 +32,7 @@ class PretrainEncoder(Section):
     """Pretraining of E4T, arXiv:2302.12228 section 3.3, over Ray Data, Ray Train and DeepSpeed."""
 
     job: Literal["pretrain_encoder"]
-    name: str = Field(
-        min_length=1, pattern=r"^[\w.-]+$", description="a run of the same name goes on where it stopped"
-    )
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="a run of the same name goes on where it stopped")
     seed: int = Field(0, ge=0)
     runs: str = Field("runs", description="folder of the runs; every worker must see it")
     backbone: str = Field("imprint-tiny", description="embedded name, diffusers folder, safetensors file or hub id")

@@ -4,12 +4,11 @@ from imprint.methods.e4t.artifact import find_encoder, load_encoder, save_encode
 from imprint.methods.e4t.objective import E4TObjective
 from imprint.methods.e4t.parts import E4TParts
 from imprint.methods.e4t.sample import sample, sample_features
-from imprint.methods.e4t.tune import Pictures, concept_features, tune
+from imprint.methods.e4t.tune import concept_features, tune
 
 __all__ = [
     "E4TObjective",
     "E4TParts",
-    "Pictures",
     "concept_features",
     "find_encoder",
     "load_encoder",

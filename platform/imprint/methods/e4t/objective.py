@@ -97,9 +97,7 @@ class E4TObjective(Objective):
         return [feature.to(images.device) for feature in self.parts.clip.layers(images)]
 
 
-def mask_background(
-    images: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b 1 h w"]
-) -> Float[Tensor, "b 3 h w"]:
+def mask_background(images: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
     """The subject on plain mid-gray, 0 in [-1, 1]."""
     return images * masks
 

@@ -63,14 +63,10 @@ def sample_features(
     def conditioner(rows: slice) -> Conditioner:
         return refine(parts, [feature[rows] for feature in clip_features], prompts[rows])
 
-    return draw_batches(
-        parts.backbone, conditioner, seeds or range(len(prompts)), spec, weights or None, progress
-    )
+    return draw_batches(parts.backbone, conditioner, seeds or range(len(prompts)), spec, weights or None, progress)
 
 
-def refine(
-    parts: E4TParts, clip_features: Sequence[Float[Tensor, "b width"]], prompts: Sequence[str]
-) -> Conditioner:
+def refine(parts: E4TParts, clip_features: Sequence[Float[Tensor, "b width"]], prompts: Sequence[str]) -> Conditioner:
     """The conditioner that predicts the embedding anew from each (x_t, t); without refinement, once and for all."""
 
     @torch.no_grad()

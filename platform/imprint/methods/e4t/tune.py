@@ -19,7 +19,7 @@ from imprint.backbone.precision import computing
 from imprint.config.methods import E4TTuneSpec
 from imprint.errors import ConfigError, TrainingError
 from imprint.methods.augment import centre_square, random_views
-from imprint.methods.base import Learned
+from imprint.methods.base import Learned, Pictures
 from imprint.methods.diffusion_loss import diffusion_loss, random_noise, stratified_timesteps
 from imprint.methods.e4t.encoder import embedding_regularization
 from imprint.methods.e4t.learned import pack
@@ -29,15 +29,6 @@ from imprint.methods.prompts import check_templates, training_prompts
 
 TuneCallback = Callable[[int, float], None]
 """Called after each step with the number of steps done and the loss."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
-    """What is known of a concept: pictures in [-1, 1], and for each a mask and context phrases where there are any."""
-
-    images: Float[Tensor, "n 3 h w"]
-    masks: Float[Tensor, "n 1 h w"] | None = None
-    contexts: Sequence[str] | None = None
 
 
 def tune(

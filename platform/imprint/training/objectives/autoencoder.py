@@ -48,9 +48,7 @@ def random_crop(
     pictures: Float[Tensor, "b c h w"], size: int, generator: torch.Generator
 ) -> Float[Tensor, "b c size size"]:
     """One square for the whole batch; pictures that are no larger stay as they are."""
-    top, left = (
-        int(torch.randint(max(0, side - size) + 1, (), generator=generator)) for side in pictures.shape[-2:]
-    )
+    top, left = (int(torch.randint(max(0, side - size) + 1, (), generator=generator)) for side in pictures.shape[-2:])
     return pictures[..., top : top + size, left : left + size]
 
 

@@ -1,4 +1,4 @@
-"""Config sections of the personalization methods: what a YAML file may say of each."""
+"""E4T (arXiv:2302.12228): its encoder, its pretraining and its tuning."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from imprint.config.base import Section
-
-DEFAULT_TEMPLATES = (
-    "<concept>",
-    "a photo of <concept>",
-    "a picture of <concept>",
-    "an image of <concept>",
-)
+from imprint.config.methods.prompts import DEFAULT_TEMPLATES
 
 
 class E4TEncoderSpec(Section):
@@ -85,20 +79,3 @@ class E4TTuneSpec(Section):
     storage: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="How weight deltas are kept; fp16 rounds deltas below 6e-5 coarsely"
     )
-
-
-TUNE_SPECS: dict[str, type[E4TTuneSpec]] = {"e4t": E4TTuneSpec}
-"""The tuning spec of each method, by the method's name."""
-
-
-class SampleSpec(Section):
-    """How pictures are drawn from a concept."""
-
-    steps: int = Field(30, ge=1)
-    guidance_scale: float = Field(5.0, ge=0, description="1 runs the conditional branch alone")
-    sampler: Literal["ddim", "ddpm", "euler_ancestral"] = "ddim"
-    spacing: Literal["trailing", "leading"] = "trailing"
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's share of fresh noise")
-    negative_prompt: str = ""
-    batch_size: int = Field(16, ge=1, description="Pictures in one forward of the UNet (twice as many with guidance)")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in")
