@@ -90,7 +90,7 @@ if [[ "${FRESH:-0}" == 1 ]]; then
 fi
 
 say "Faces: pictures of people that never were, with captions and masks"
-imprint run jobs/prepare_faces.yaml name="$run" out_dir="$data" 'sizes=[64]' train_identities=2000 heldout_identities=100
+imprint run jobs/prepare_faces.yaml name="$run" out_dir="$data" 'sizes=[64]' train_identities=800 heldout_identities=100
 
 say "Ray: a cluster on this machine"
 start_ray
@@ -98,7 +98,7 @@ start_ray
 say "ray job submit --working-dir . -- jobs/pretrain_encoder.yaml"
 # The whole job from nothing takes longer than a demo should; so it goes on from the encoder that it made before.
 ray job submit --working-dir . -- jobs/pretrain_encoder.yaml name="$run" "data.shards=[$data/faces-64]" \
-    "grid.shards=[$data/faces-64]" initialize_from=imprint-tiny-e4t-faces training.steps=60 grid.every=60 \
+    "grid.shards=[$data/faces-64]" initialize_from=imprint-tiny-e4t-faces training.steps=30 grid.every=30 \
     training.optimizer.learning_rate=2.0e-4
 
 say "ray job submit --working-dir . -- jobs/evaluate.yaml"
