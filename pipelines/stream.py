@@ -19,6 +19,7 @@ from imprint.pipelines.masks import MaskStage
 from imprint.pipelines.reader import read_webdataset
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions
 from imprint.pipelines.shards import Shard
+from imprint.pipelines.storage import Retry
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class StreamPlan:
             max_pixels=int(reader.max_megapixels * 1e6),
             max_bad_share=reader.max_bad_share,
             quarantine=self.quarantine,
+            weights=self.data.weights,
+            verify=reader.verify,
+            retry=Retry(tries=reader.storage_tries),
         )
 
 
