@@ -84,7 +84,9 @@ class Attempts:
 
 def is_final(error: Exception) -> bool:
     """Whether asking again would give the same answer: nothing there, not allowed, not installed."""
-    status = getattr(error, "status", getattr(error, "code", None))
+    status = getattr(error, "status", None)
+    if status is None:
+        status = getattr(error, "code", None)  # gcsfs
     if isinstance(status, int) and 400 <= status < 500:
         return status not in _WORTH_ANOTHER_TRY
     return isinstance(error, _FINAL)

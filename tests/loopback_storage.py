@@ -32,7 +32,7 @@ class LoopbackStorage:
     """
 
     objects: dict[str, bytes] = field(default_factory=dict)
-    faults: list[None | int | tuple[str, int]] = field(default_factory=list)
+    faults: list[int | tuple[str, int] | None] = field(default_factory=list)
     reads: list[tuple[str, int | None]] = field(default_factory=list)
     ranges: bool = True
     version: int = 1
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _gcs_record(self, bucket: str, name: str, data: bytes) -> bytes:
         record = {
-            "kind": "storage#object", "name": name, "bucket": bucket, "size": str(len(data)), "id": f"{bucket}/{name}/1",
+            "kind": "storage#object", "name": name, "bucket": bucket, "size": str(len(data)), "id": name,
             "generation": str(self.store.version), "etag": str(self.store.version), "storageClass": "STANDARD",
             "timeCreated": "2025-01-01T00:00:00.000Z", "updated": "2025-01-01T00:00:00.000Z",
             "contentType": "application/octet-stream",
