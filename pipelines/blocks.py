@@ -11,17 +11,20 @@ from ray.data.block import Block, BlockAccessor
 
 from imprint.pipelines.reading import Row
 
+# Ray joins blocks up to its own target size and cuts those of 1.5 times that; ours lie between, so it does neither.
+RAYS_TARGET = 0.7
+FULL = 0.8  # of `block_bytes`: where pictures differ in size, a block ends here at the earliest
+
 
 class BlockBuilder:
     """Collects rows for one block after another.
 
     Pictures of one shape lie in one array that becomes the block's column as it is; `room` gives the decoder the next
-    place in it, so a picture is never copied here. A block of pictures of one shape holds a power of two of rows,
-    which batches are cut from without joining blocks; with pictures of several shapes it ends at `block_bytes`.
+    place in it, so a picture is never copied here. `pixel_bytes` is what a pixel takes in a row: 3, and 1 for a mask.
     """
 
-    def __init__(self, block_bytes: int) -> None:
-        self.block_bytes = block_bytes
+    def __init__(self, block_bytes: int, pixel_bytes: int = 4) -> None:
+        self.block_bytes, self.pixel_bytes = block_bytes, pixel_bytes
         self._clear()
 
     def _clear(self) -> None:
@@ -33,7 +36,8 @@ class BlockBuilder:
     def room(self, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
         """Where a picture of this size may be decoded to before its row is added."""
         if not self._rows and (self._pictures is None or self._pictures.shape[1:3] != (height, width)):
-            self._pictures = np.empty((self._capacity(height, width), height, width, 3), np.uint8)
+            rows = max(1, self.block_bytes // (self.pixel_bytes * height * width))
+            self._pictures = np.empty((rows, height, width, 3), np.uint8)
         place = self._place((height, width, 3))
         return np.empty((height, width, 3), np.uint8) if place is None else place
 
@@ -57,7 +61,7 @@ class BlockBuilder:
     @property
     def is_full(self) -> bool:
         """Whether the block should be taken now."""
-        if self._bytes >= self.block_bytes:
+        if self._bytes >= (FULL if self._loose else 1.0) * self.block_bytes:
             return True
         return not self._loose and self._pictures is not None and len(self._rows) == len(self._pictures)
 
@@ -78,11 +82,6 @@ class BlockBuilder:
         if self._loose or pictures is None or row >= len(pictures) or pictures.shape[1:] != tuple(shape):
             return None
         return pictures[row]
-
-    def _capacity(self, height: int, width: int) -> int:
-        """Rows of a block: the largest power of two that fits, counting a mask beside each picture."""
-        fitting = self.block_bytes // max(1, 4 * height * width)
-        return 1 << max(0, fitting.bit_length() - 1)
 
 
 def to_blocks(rows: Iterable[Row], builder: BlockBuilder) -> Iterator[Block]:

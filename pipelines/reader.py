@@ -11,15 +11,14 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
 
-from imprint.pipelines.blocks import BlockBuilder, to_blocks
+from imprint.pipelines.blocks import RAYS_TARGET, BlockBuilder, to_blocks
 from imprint.pipelines.mixing import Mix, MixedSlice, plan_mix
 from imprint.pipelines.pacing import PacedScheduling
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions, read_rows
 from imprint.pipelines.shards import Shard, counted, find_shards
 
-# About 256 pictures of 64 px with their masks: small enough that stages overlap, large enough that Ray's work for
-# a block (some milliseconds) is little beside decoding it.
-BLOCK_BYTES = 4 * MEBIBYTE
+# 128 pictures of 256 px: Ray's work for a block (some milliseconds) is then little beside decoding it.
+BLOCK_BYTES = 24 * MEBIBYTE
 
 
 def read_webdataset(
@@ -66,7 +65,7 @@ def read_webdataset(
 
 def _our_context(block_bytes: int) -> DataContext:
     context = DataContext.get_current().copy()
-    context.target_max_block_size = block_bytes
+    context.target_max_block_size = int(RAYS_TARGET * block_bytes)
     context.execution_options.preserve_order = True
     if PacedScheduling not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(PacedScheduling)
@@ -121,7 +120,7 @@ class WebDatasetDatasource(Datasource):
 def _read_blocks(
     shards: Mapping[int, Shard], part: MixedSlice, options: ReadOptions, total: int, block_bytes: int
 ) -> Iterator[Block]:
-    builder = BlockBuilder(block_bytes)
+    builder = BlockBuilder(block_bytes, pixel_bytes=4 if options.masks else 3)
     yield from to_blocks(read_rows(shards, part, options, total=total, room=builder.room), builder)
 
 

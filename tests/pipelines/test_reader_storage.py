@@ -160,6 +160,10 @@ class Breaking(MemoryFileSystem):
     breaks: list[int] = []  # noqa: RUF012
     failures: list[Exception] = []  # noqa: RUF012
 
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(str(path).removeprefix("breaking://"))
+
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         file = super()._open(path, mode=mode)
         return _BreakingFile(file.getvalue()) if mode == "rb" else file
