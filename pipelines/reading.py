@@ -97,6 +97,9 @@ def read_rows(
         if row is not None:
             row["__index__"], row["__source__"] = position, source
             yield row
+    for stream in streams:  # each has given all of its rows; going on to its end closes the quarantine
+        left_over = next(stream, None)
+        assert left_over is None, left_over["__key__"]
 
 
 def _source_rows(
