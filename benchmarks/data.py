@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -85,10 +86,15 @@ def call(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The last line that a script of this folder prints, as JSON."""
     command = [sys.executable, str(HERE / script), json.dumps(arguments)]
     print(f"{script} {arguments.get('reader', '')} ...", file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{script} ended with code {done.returncode}; its messages are above")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            printed, _ = process.communicate(timeout=PATIENCE_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers and Ray's daemons as well
+            raise
+    if process.returncode != 0:
+        raise SystemExit(f"{script} ended with code {process.returncode}; its messages are above")
+    return json.loads(printed.strip().splitlines()[-1])
 
 
 def machine() -> dict[str, Any]:

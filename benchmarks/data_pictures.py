@@ -24,7 +24,7 @@ def photo_like(size: int, seed: int) -> np.ndarray:
         octave = random.standard_normal((cells, cells, 3), np.float32)
         octave = 0.7 * octave.mean(axis=2, keepdims=True) + 0.3 * octave
         planes = [Image.fromarray(octave[..., c]).resize((size, size), Image.Resampling.BICUBIC) for c in range(3)]
-        total += np.stack([np.asarray(plane) for plane in planes], axis=2) * (8 / cells)
+        total += np.stack([np.asarray(plane) for plane in planes], axis=2) * (8 / cells) ** 0.8
         cells *= 2
     total = (total - total.mean()) / total.std()
     return np.clip(128 + 48 * total, 0, 255).astype(np.uint8)

@@ -20,6 +20,13 @@ from data_processes import CpuMeter, MemoryWatch
 
 WORKERS = 2
 BATCH = 64
+# Ray gives up on its own processes after half a minute or one, which is short on a busy machine.
+_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+}
 STORE_BYTES = 600 << 20  # Ray's object store; what a worker maps of it counts into its resident memory
 
 
@@ -105,6 +112,8 @@ def _consume(one_pass: Callable[[str], Iterator[Any]], folder: str) -> int:
 def start_ray() -> None:
     """Ray on this machine alone, with as many CPUs as the readers may have workers."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    for name, seconds in _PATIENCE.items():
+        os.environ.setdefault(name, seconds)
     import ray
 
     ray.init(

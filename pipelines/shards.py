@@ -54,11 +54,12 @@ def find_shards(places: Sequence[str], split: str | None = None) -> list[Shard]:
         DataError: a folder has no manifest, or nothing of the split.
     """
     shards: list[Shard] = []
+    manifests: dict[str, list[dict[str, Any]] | None] = {}  # by folder: many paths lie beside one manifest
     for place in places:
         for url in braceexpand(place):
             url = resolve_path(url)
             if url.endswith(".tar"):
-                shards.append(_from_neighbouring_manifest(url))
+                shards.append(_from_neighbouring_manifest(url, manifests))
             elif url.endswith(_REFUSED):
                 raise DataError("listing shards: compressed tars are not read; unpack it to a .tar", shard=url)
             else:
@@ -183,9 +184,11 @@ def _of_folder(url: str, split: str | None) -> list[Shard]:
     return [_entry(url.rstrip("/"), entry) for entry in entries]
 
 
-def _from_neighbouring_manifest(url: str) -> Shard:
+def _from_neighbouring_manifest(url: str, manifests: dict[str, list[dict[str, Any]] | None]) -> Shard:
     folder, _, name = url.rpartition("/")
-    for entry in _read_manifest(f"{folder}/{MANIFEST}") or []:
+    if folder not in manifests:
+        manifests[folder] = _read_manifest(f"{folder}/{MANIFEST}")
+    for entry in manifests[folder] or []:
         if entry["name"] == name:
             return _entry(folder, entry)
     return Shard(url)

@@ -165,7 +165,7 @@ class Breaking(MemoryFileSystem):
         return super()._strip_protocol(str(path).removeprefix("breaking://"))
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-        file = super()._open(path, mode=mode)
+        file = super()._open(path, mode=mode, **kwargs)
         return _BreakingFile(file.getvalue()) if mode == "rb" else file
 
 
