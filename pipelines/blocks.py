@@ -56,7 +56,7 @@ class BlockBuilder:
             place[...] = image.copy() if np.may_share_memory(image, place) else image
         others = {name: value for name, value in row.items() if name != "image"}
         self._rows.append(others)
-        self._bytes += image.nbytes + sum(v.nbytes for v in others.values() if isinstance(v, np.ndarray))
+        self._bytes += sum(_bytes(value) for value in row.values())
 
     @property
     def is_full(self) -> bool:
@@ -104,6 +104,13 @@ def column(values: Sequence[Any]) -> np.ndarray:
     ragged = np.empty(len(values), dtype=object)
     ragged[:] = values
     return ragged
+
+
+def _bytes(value: Any) -> int:
+    """What a value takes in a block: its content, and eight bytes for its offset or for a number."""
+    if isinstance(value, np.ndarray):
+        return 8 + value.nbytes
+    return 8 + (len(value) if isinstance(value, str) else 0)
 
 
 def _same_place(one: np.ndarray, other: np.ndarray) -> bool:
