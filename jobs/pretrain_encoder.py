@@ -30,7 +30,8 @@ from imprint.jobs.ray_train import Folders, WorkerHooks, connect, fit, micro_bat
 from imprint.jobs.sample_grid import SampleGrid
 from imprint.methods.e4t.artifact import find_encoder, load_encoder, load_state, save_encoder
 from imprint.methods.e4t.objective import E4TObjective
-from imprint.pipelines.shards import Shard, check_present, counted, find_shards
+from imprint.pipelines import quarantine
+from imprint.pipelines.shards import Shard, check_present, counted, find_sources
 from imprint.pipelines.stream import StreamPlan
 from imprint.tracking.journal import JournalFollower, write_journal
 from imprint.tracking.run import TrackedRun
@@ -64,7 +65,7 @@ def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
         return
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(_open_tracking, spec, folders, source)  # some seconds, while Ray starts
-        shards = counted(find_shards(spec.data.shards, spec.data.split))
+        shards = counted(find_sources(spec.data))
         check_present(shards)
         connect()
         tracked = opening.result()
@@ -101,7 +102,7 @@ def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
 
 def with_absolute_paths(spec: PretrainEncoder) -> PretrainEncoder:
     """The spec with paths that hold in a worker, which runs in a folder of its own."""
-    data = spec.data.model_copy(update={"shards": tuple(resolve_path(place) for place in spec.data.shards)})
+    data = spec.data.with_places(resolve_path)
     update: dict[str, Any] = {
         "data": data, "runs": resolve_path(spec.runs), "backbone": _local(spec.backbone),
         "initialize_from": spec.initialize_from and _local(spec.initialize_from),
@@ -217,7 +218,7 @@ def _save(
     state: TrainingState, spec: PretrainEncoder, folders: Folders, backbone: Backbone, clip: ClipFeatures
 ) -> None:
     provenance = {
-        "run": spec.name, "steps": state.step, "samples": state.samples, "shards": list(spec.data.shards),
+        "run": spec.name, "steps": state.step, "samples": state.samples, "shards": list(spec.data.places),
         "averaged": state.ema is not None,
     }  # fmt: skip
     save_encoder(
@@ -267,7 +268,8 @@ def _track(tracked: TrackedRun, folders: Folders, record: dict[str, Any]) -> Non
     if "samples" in record:
         tracked.log_file(folders.run / record["samples"], "samples")
     elif "loss" in record:
-        tracked.log_metrics(record["step"], {name: value for name, value in record.items() if name != "step"})
+        values = {name: value for name, value in record.items() if name != "step"}
+        tracked.log_metrics(record["step"], values | quarantine.metrics(folders.quarantine))
 
 
 def _finish_tracking(tracked: TrackedRun, folders: Folders, status: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -13,12 +14,16 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from imprint.errors import SampleError
+from imprint.pipelines.arrays import Value, column_name, decode_further
 from imprint.pipelines.samples import MASKS, PICTURES
 
 _FORMATS = ("PNG", "WEBP", "JPEG")
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # Pillow's own limit, met on opening
 _ORIENTATION = 0x0112  # Exif tag
 _TURNS = {3: 2, 6: 3, 8: 1}  # Exif orientation -> quarter turns to the left
+_SPARE = 2  # a JPEG is decoded at half, quarter or eighth size where that leaves so many times the wanted side
+
+Room = Callable[[int, int], np.ndarray]  # (height, width) -> where uint8 [height, width, 3] may be decoded to
 
 
 class Decoded(TypedDict):
@@ -28,28 +33,47 @@ class Decoded(TypedDict):
     mask: UInt8[np.ndarray, "h w"] | None
     caption: str
     json: str
+    further: dict[str, Value]
 
 
-def decode_sample(parts: dict[str, bytes], *, size: int | None, max_pixels: int) -> Decoded:
+def decode_sample(
+    parts: dict[str, bytes], *, size: int | None, max_pixels: int, further: Sequence[str] = (), room: Room | None = None
+) -> Decoded:
     """Decode the parts of one sample; with `size`, resize and centre-crop picture and mask to a square.
 
+    `further` names the extensions of parts that become columns of their own; `room` is given to `decode_picture`.
+
     Raises:
-        SampleError: with `reason`: corrupt-picture, too-many-pixels, corrupt-mask, bad-text or bad-json.
+        SampleError: with `reason`: corrupt-picture, too-many-pixels, corrupt-mask, bad-text, bad-json, bad-array,
+            bad-tensors or bad-class.
     """
     extension = next(name for name in PICTURES if name in parts)
-    image, alpha = decode_picture(parts[extension], max_pixels)
-    mask = alpha
+    has_mask = any(name in parts for name in MASKS)  # of the picture's full size, so both are decoded at it
+    at_least = None if has_mask else size
+    image, mask = decode_picture(parts[extension], max_pixels, at_least=at_least, room=room if size is None else None)
     for name in MASKS:
         if name in parts:
             mask = _decode_mask(parts[name], image.shape[:2], max_pixels)
     if size is not None:
         image = fit_square(image, size)
         mask = None if mask is None else fit_square(mask, size)
-    return {"image": image, "mask": mask, "caption": _caption(parts), "json": _json(parts)}
+    columns: dict[str, Value] = {}
+    for name in further:
+        if name.rpartition(".")[2] in PICTURES:
+            other, _ = decode_picture(parts[name], max_pixels, at_least=size)
+            columns[column_name(name)] = other if size is None else fit_square(other, size)
+        else:
+            columns |= decode_further(name, parts[name])
+    return {"image": image, "mask": mask, "caption": _caption(parts), "json": _json(parts), "further": columns}
 
 
-def decode_picture(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
+def decode_picture(
+    data: bytes, max_pixels: int, *, at_least: int | None = None, room: Room | None = None
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
     """RGB, and the alpha channel where there is one (the picture is then composited on white).
+
+    With `at_least` a JPEG whose sides are many times that comes out at a half, a quarter or an eighth of its size
+    (libjpeg's scaled inverse DCT), which costs less time and memory. `room` gives the array to decode to.
 
     Raises:
         SampleError: corrupt-picture or too-many-pixels.
@@ -59,7 +83,7 @@ def decode_picture(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "h w
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
             _check_pixels(height, width, max_pixels)
             if space != "CMYK":
-                return _upright(simplejpeg.decode_jpeg(data, "RGB"), data), None
+                return _upright(_decode_jpeg(data, height, width, at_least, room), data), None
         with _opened(data) as picture:
             _check_pixels(picture.height, picture.width, max_pixels)
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -72,6 +96,17 @@ def decode_picture(data: bytes, max_pixels: int) -> tuple[UInt8[np.ndarray, "h w
         raise SampleError(f"decoding a picture: {error}", reason="too-many-pixels") from error
     except (ValueError, OSError, SyntaxError) as error:
         raise SampleError(f"decoding a picture: {error}", reason="corrupt-picture") from error
+
+
+def _decode_jpeg(
+    data: bytes, height: int, width: int, at_least: int | None, room: Room | None
+) -> UInt8[np.ndarray, "h w 3"]:
+    wanted = _SPARE * (at_least or 0)
+    if wanted and min(height, width) >= 2 * wanted:
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=wanted, min_width=wanted, min_factor=2)
+    if room is None:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    return simplejpeg.decode_jpeg(data, "RGB", buffer=room(height, width))
 
 
 def fit_square(array: UInt8[np.ndarray, "h w ..."], size: int) -> UInt8[np.ndarray, "size size ..."]:

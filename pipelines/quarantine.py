@@ -74,6 +74,14 @@ def summary(folder: Path | str) -> Counter[str]:
     return Counter(bad.reason for file in sorted(Path(folder).glob("*.jsonl")) for bad in _read(file))
 
 
+def metrics(folder: Path | str) -> dict[str, float]:
+    """The same as metrics of a run: `quarantine/samples` in all, and one for each reason."""
+    reasons = summary(folder)
+    return {"quarantine/samples": float(reasons.total())} | {
+        f"quarantine/{reason}": float(count) for reason, count in sorted(reasons.items())
+    }
+
+
 def _merge(folder: Path, shard: str, found: list[BadSample]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tag = hashlib.sha256(shard.encode()).hexdigest()[:8]

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import numpy as np
 import ray
 from ray.data import Dataset, Datasource
-from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.block import Block, BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
 
-from imprint.pipelines.order import Slice, plan
+from imprint.pipelines.blocks import RAYS_TARGET, BlockBuilder, to_blocks
+from imprint.pipelines.mixing import Mix, MixedSlice, plan_mix
 from imprint.pipelines.pacing import PacedScheduling
-from imprint.pipelines.reading import MEBIBYTE, ReadOptions, Row, read_slice
+from imprint.pipelines.reading import MEBIBYTE, ReadOptions, read_rows
 from imprint.pipelines.shards import Shard, counted, find_shards
 
-# About 256 pictures of 64 px with their masks: small enough that stages overlap, large enough that Ray's work for
-# a block (some milliseconds) is little beside decoding it.
-BLOCK_BYTES = 4 * MEBIBYTE
+# 128 pictures of 256 px: Ray's work for a block (some milliseconds) is then little beside decoding it.
+BLOCK_BYTES = 24 * MEBIBYTE
 
 
 def read_webdataset(
@@ -31,6 +29,7 @@ def read_webdataset(
     start: int = 0,
     stop: int | None = None,
     cpus: float = 1.0,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Dataset:
     """Read rows [start, stop) of the order that `options` gives (see `imprint.pipelines.order`).
 
@@ -39,29 +38,34 @@ def read_webdataset(
         options: order, sizes and limits; a row has the columns of `imprint.pipelines.reading.Row`.
         split: which shards of a manifest; None takes all.
         start: position of the first row.
-        stop: position after the last row, None for the end of the first epoch; past it the next epoch begins.
+        stop: position after the last row, None for as many rows as there are samples; past them the next epoch
+            begins.
         cpus: what one read task takes from the cluster.
+        block_bytes: size of the blocks that rows come in, whatever their pictures' size.
 
     Raises:
         DataError: no shards there.
         ShardError: one is missing or cut (here where samples must be counted, else when it is read).
     """
-    found = _as_shards(shards, split)
     options = options or ReadOptions()
+    found = _as_shards(shards, split, options)
     counts = [shard.samples or 0 for shard in found]
     slices = list(
-        plan(counts, seed=options.seed, shuffle_buffer=options.shuffle_buffer, start=start,
-             stop=sum(counts) if stop is None else stop)
+        plan_mix(counts, [shard.source for shard in found], Mix(options.weights), seed=options.seed,
+                 shuffle_buffer=options.shuffle_buffer, start=start, stop=sum(counts) if stop is None else stop)
     )  # fmt: skip
-    with DataContext.current(_our_context()):  # a data set keeps a copy of the context that it was made under
+    # A data set keeps a copy of the context that it was made under.
+    with DataContext.current(_our_context(block_bytes)):
         return ray.data.read_datasource(
-            WebDatasetDatasource(found, slices, options), override_num_blocks=max(1, len(slices)), num_cpus=cpus
+            WebDatasetDatasource(found, slices, options, block_bytes),
+            override_num_blocks=max(1, len(slices)),
+            num_cpus=cpus,
         )
 
 
-def _our_context() -> DataContext:
+def _our_context(block_bytes: int) -> DataContext:
     context = DataContext.get_current().copy()
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = int(RAYS_TARGET * block_bytes)
     context.execution_options.preserve_order = True
     if PacedScheduling not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(PacedScheduling)
@@ -71,9 +75,12 @@ def _our_context() -> DataContext:
 class WebDatasetDatasource(Datasource):
     """A read task for each slice of the order."""
 
-    def __init__(self, shards: Sequence[Shard], slices: Sequence[Slice], options: ReadOptions) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], slices: Sequence[MixedSlice], options: ReadOptions, block_bytes: int
+    ) -> None:
         super().__init__()
         self._shards, self._slices, self._options = list(shards), list(slices), options
+        self._block_bytes = block_bytes
 
     def estimate_inmemory_data_size(self) -> int | None:
         if self._options.image_size is None:
@@ -88,7 +95,14 @@ class WebDatasetDatasource(Datasource):
         total = sum(shard.samples or 0 for shard in self._shards)
         return [
             ReadTask(
-                partial(_read_blocks, {n: self._shards[n] for n in part.shards}, part, self._options, total),
+                partial(
+                    _read_blocks,
+                    {n: self._shards[n] for n in part.shards},
+                    part,
+                    self._options,
+                    total,
+                    self._block_bytes,
+                ),
                 BlockMetadata(
                     num_rows=part.rows if exact else None,
                     size_bytes=part.rows * self._row_bytes() if self._options.image_size else None,
@@ -103,35 +117,15 @@ class WebDatasetDatasource(Datasource):
         return 4 * (self._options.image_size or 0) ** 2 + 512
 
 
-def _read_blocks(shards: Mapping[int, Shard], part: Slice, options: ReadOptions, total: int) -> Iterator[Block]:
-    rows: list[Row] = []
-    size = 0
-    for row in read_slice(shards, part, options, total=total):
-        rows.append(row)
-        size += row["image"].nbytes + row["mask"].nbytes
-        if size >= BLOCK_BYTES:
-            yield to_block(rows)
-            rows, size = [], 0
-    if rows:
-        yield to_block(rows)
+def _read_blocks(
+    shards: Mapping[int, Shard], part: MixedSlice, options: ReadOptions, total: int, block_bytes: int
+) -> Iterator[Block]:
+    builder = BlockBuilder(block_bytes, pixel_bytes=4 if options.masks else 3)
+    yield from to_blocks(read_rows(shards, part, options, total=total, room=builder.room), builder)
 
 
-def to_block(rows: Sequence[Row]) -> Block:
-    """An Arrow table of rows; pictures of one shape lie side by side, others as ragged tensors."""
-    return BlockAccessor.batch_to_block({name: _column([row[name] for row in rows]) for name in rows[0]})
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    first = values[0]
-    if not isinstance(first, np.ndarray) or all(value.shape == first.shape for value in values):
-        return np.stack(values) if isinstance(first, np.ndarray) else np.array(values)
-    ragged = np.empty(len(values), dtype=object)
-    ragged[:] = values
-    return ragged
-
-
-def _as_shards(shards: str | Sequence[str] | Sequence[Shard], split: str | None) -> list[Shard]:
+def _as_shards(shards: str | Sequence[str] | Sequence[Shard], split: str | None, options: ReadOptions) -> list[Shard]:
     if isinstance(shards, str):
         shards = [shards]
     ready = [shard for shard in shards if isinstance(shard, Shard)]
-    return counted(ready or find_shards([str(place) for place in shards], split))
+    return counted(ready or find_shards([str(place) for place in shards], split), options.retry)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from jaxtyping import UInt8
 
 from imprint.errors import DataError, SampleError, ShardError
-from imprint.pipelines.decode import decode_sample
+from imprint.pipelines.decode import Room, decode_sample
+from imprint.pipelines.mixing import Mix, MixedSlice, source_buffer, source_seed
 from imprint.pipelines.order import Slice, window_order
 from imprint.pipelines.quarantine import Quarantine
-from imprint.pipelines.samples import Entry, group_members, read_parts
+from imprint.pipelines.samples import MASKS, Entry, group_members, is_readable, read_parts
 from imprint.pipelines.shards import Shard, open_shard
+from imprint.pipelines.storage import DEFAULT_RETRY, Retry
 from imprint.pipelines.tar import iter_members
 
 MEBIBYTE = 1 << 20
@@ -27,7 +29,10 @@ class ReadOptions:
 
     `image_size` is a side in px or None (as they are). `on_bad` says what becomes of the place of a quarantined
     sample: "drop" leaves it out; "substitute" gives it to the nearest good sample of its window, earlier ones first,
-    so that batch boundaries and positions stay what the order says.
+    so that batch boundaries and positions stay what the order says. `weights` are those of the sources that the
+    shards name (`imprint.pipelines.mixing`). `further` names parts, by extension, that become columns as well; a
+    sample without one is bad. `masks=False` leaves masks unread. `verify` compares each shard with the manifest's
+    SHA-256 first.
     """
 
     seed: int = 0
@@ -38,14 +43,32 @@ class ReadOptions:
     max_pixels: int = 64_000_000
     max_bad_share: float = 0.01
     quarantine: str | None = None
+    weights: tuple[float, ...] = (1.0,)
+    further: tuple[str, ...] = ()
+    masks: bool = True
+    verify: bool = False
+    retry: Retry = DEFAULT_RETRY
+
+    def __post_init__(self) -> None:
+        for extension in self.further:
+            if not is_readable(extension):
+                raise ValueError(
+                    f"further={extension!r}: expected an extension that ends in cls, npy, safetensors, txt, json or a "
+                    "picture's, in small letters"
+                )
 
 
 class Row(TypedDict):
-    """One sample. `mask` is all zero where `has_mask` is false; `__index__` is its position in the run."""
+    """One sample, and its further parts as columns of their own.
+
+    `mask` is all zero where `has_mask` is false (and neither is there without `ReadOptions.masks`); `__index__` is
+    the position in the run and `__source__` the number of the source.
+    """
 
     __key__: str
     __shard__: str
     __index__: int
+    __source__: int
     image: UInt8[np.ndarray, "h w 3"]
     mask: UInt8[np.ndarray, "h w"]
     has_mask: bool
@@ -53,10 +76,57 @@ class Row(TypedDict):
     json: str
 
 
-def read_slice(shards: Mapping[int, Shard], part: Slice, options: ReadOptions, *, total: int) -> Iterator[Row]:
+def read_rows(
+    shards: Mapping[int, Shard], part: MixedSlice, options: ReadOptions, *, total: int, room: Room | None = None
+) -> Iterator[Row]:
+    """The rows of a slice of the mixed order. A row that is left out leaves its position out, so the ratio holds.
+
+    Raises:
+        ShardError, DataError: as `read_slice`.
+    """
+    mix = Mix(options.weights)
+    streams = [_source_rows(shards, slices, s, options, mix, total, room) for s, slices in enumerate(part.parts)]
+    ahead: list[Row | None] = [None for _ in streams]
+    for position in range(part.index, part.index + part.rows):
+        source = mix.source(position)
+        row = ahead[source] or next(streams[source], None)
+        if row is not None and row["__index__"] > mix.taken(source, position):
+            ahead[source] = row  # what belongs here was dropped
+            continue
+        ahead[source] = None
+        if row is not None:
+            row["__index__"], row["__source__"] = position, source
+            yield row
+    for stream in streams:  # each has given all of its rows; going on to its end closes the quarantine
+        left_over = next(stream, None)
+        assert left_over is None, left_over["__key__"]
+
+
+def _source_rows(
+    shards: Mapping[int, Shard],
+    slices: Sequence[Slice],
+    source: int,
+    options: ReadOptions,
+    mix: Mix,
+    total: int,
+    room: Room | None,
+) -> Iterator[Row]:
+    own = replace(
+        options,
+        seed=source_seed(options.seed, source),
+        shuffle_buffer=source_buffer(options.shuffle_buffer, mix.share(source)),
+    )
+    for part in slices:
+        yield from read_slice({n: shards[n] for n in part.shards}, part, own, total=total, room=room)
+
+
+def read_slice(
+    shards: Mapping[int, Shard], part: Slice, options: ReadOptions, *, total: int, room: Room | None = None
+) -> Iterator[Row]:
     """The rows of a slice in their order; memory holds one sample at a time beside the shards' tables of contents.
 
-    `shards` gives the slice's shards by number; `total` is the number of samples in the whole data set.
+    `shards` gives the slice's shards by number; `total` is the number of samples in the whole data set; `room` is
+    given to the decoder.
 
     Raises:
         ShardError: a shard is missing, cut, or holds another number of samples than its manifest says.
@@ -66,9 +136,10 @@ def read_slice(shards: Mapping[int, Shard], part: Slice, options: ReadOptions, *
     order = window_order(counts, part, seed=options.seed, shuffle_buffer=options.shuffle_buffer)
     quarantine = Quarantine(options.quarantine, total=total, max_share=options.max_bad_share)
     with ExitStack() as stack:
-        window = _Window(shards, options, quarantine)
+        window = _Window(shards, options, quarantine, room)
         for number in part.shards:
-            window.add(number, stack.enter_context(open_shard(shards[number])))
+            opened = open_shard(shards[number], options.retry, verify=options.verify)
+            window.add(number, stack.enter_context(opened))
         for place in range(part.first, part.last):
             row = window.read(*order[place])
             if row is None and options.on_bad == "substitute":
@@ -82,13 +153,15 @@ def read_slice(shards: Mapping[int, Shard], part: Slice, options: ReadOptions, *
 class _Window:
     """The open shards of a window and their tables of contents."""
 
-    def __init__(self, shards: Mapping[int, Shard], options: ReadOptions, quarantine: Quarantine) -> None:
-        self.shards, self.options, self.quarantine = shards, options, quarantine
+    def __init__(
+        self, shards: Mapping[int, Shard], options: ReadOptions, quarantine: Quarantine, room: Room | None
+    ) -> None:
+        self.shards, self.options, self.quarantine, self.room = shards, options, quarantine, room
         self.open: dict[int, tuple[int, list[Entry]]] = {}
 
     def add(self, number: int, descriptor: int) -> None:
         shard = self.shards[number]
-        entries = list(group_members(iter_members(descriptor, shard.url)))
+        entries = list(group_members(iter_members(descriptor, shard.url), self.options.further))
         if len(entries) != shard.samples:
             raise ShardError(
                 f"reading a shard: it holds {len(entries)} samples and its manifest says {shard.samples}, so it was "
@@ -100,19 +173,27 @@ class _Window:
     def read(self, number: int, sample: int) -> Row | None:
         """A decoded sample, or None when it is bad (and now in quarantine)."""
         descriptor, entries = self.open[int(number)]
-        entry, url = entries[int(sample)], self.shards[int(number)].url
+        entry, url, options = entries[int(sample)], self.shards[int(number)].url, self.options
+        if not options.masks:
+            for name in MASKS:
+                entry.parts.pop(name, None)
         try:
-            parts = read_parts(descriptor, entry, self.options.max_member_bytes)
-            decoded = decode_sample(parts, size=self.options.image_size, max_pixels=self.options.max_pixels)
+            parts = read_parts(descriptor, entry, options.max_member_bytes, options.further, url)
+            decoded = decode_sample(
+                parts, size=options.image_size, max_pixels=options.max_pixels, further=options.further, room=self.room
+            )
         except SampleError as error:
             self.quarantine.add(url, entry.key, entry.offset, error)
             return None
-        mask = decoded["mask"]
-        return {
-            "__key__": entry.key, "__shard__": url, "__index__": 0, "image": decoded["image"],
-            "mask": np.zeros(decoded["image"].shape[:2], np.uint8) if mask is None else mask,
-            "has_mask": mask is not None, "caption": decoded["caption"], "json": decoded["json"],
+        row: Any = {
+            "__key__": entry.key, "__shard__": url, "__index__": 0, "__source__": 0, "image": decoded["image"],
+            "caption": decoded["caption"], "json": decoded["json"], **decoded["further"],
         }  # fmt: skip
+        if options.masks:
+            mask = decoded["mask"]
+            row["has_mask"] = mask is not None
+            row["mask"] = np.zeros(decoded["image"].shape[:2], np.uint8) if mask is None else mask
+        return row
 
 
 def _nearest_good(window: _Window, order: np.ndarray, place: int) -> Row:

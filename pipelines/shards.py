@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,22 +16,32 @@ from typing import Any
 import fsspec
 from braceexpand import braceexpand
 
+from imprint.config.data import DataSpec
 from imprint.config.paths import is_url, resolve_path
 from imprint.errors import DataError, ShardError
+from imprint.pipelines.samples import group_members
+from imprint.pipelines.storage import DEFAULT_RETRY, Retry, copy_remote, with_retry
 from imprint.pipelines.tar import iter_members
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _ABSENT = "nothing is there; check data.shards in the job file"
+_REFUSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_AT_ONCE = 16  # remote shards that are looked for at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar. `samples` and `bytes` come from a manifest; None where there is none."""
+    """One tar. `samples`, `bytes` and `sha256` come from a manifest; None where there is none.
+
+    `source` is the number of the weighted source that it belongs to.
+    """
 
     url: str
     samples: int | None = None
     bytes: int | None = None
+    sha256: str | None = None
+    source: int = 0
 
 
 def find_shards(places: Sequence[str], split: str | None = None) -> list[Shard]:
@@ -43,12 +54,13 @@ def find_shards(places: Sequence[str], split: str | None = None) -> list[Shard]:
         DataError: a folder has no manifest, or nothing of the split.
     """
     shards: list[Shard] = []
+    manifests: dict[str, list[dict[str, Any]] | None] = {}  # by folder: many paths lie beside one manifest
     for place in places:
         for url in braceexpand(place):
             url = resolve_path(url)
             if url.endswith(".tar"):
-                shards.append(_from_neighbouring_manifest(url))
-            elif url.endswith((".tar.gz", ".tgz", ".tar.zst")):
+                shards.append(_from_neighbouring_manifest(url, manifests))
+            elif url.endswith(_REFUSED):
                 raise DataError("listing shards: compressed tars are not read; unpack it to a .tar", shard=url)
             else:
                 shards += _of_folder(url, split)
@@ -57,7 +69,22 @@ def find_shards(places: Sequence[str], split: str | None = None) -> list[Shard]:
     return shards
 
 
-def counted(shards: Sequence[Shard]) -> list[Shard]:
+def find_sources(data: DataSpec) -> list[Shard]:
+    """The shards of a job's data, each with the number of its source.
+
+    Raises:
+        DataError: a folder has no manifest, or nothing of the split.
+    """
+    if not data.sources:
+        return find_shards(data.shards, data.split)
+    return [
+        replace(shard, source=number)
+        for number, source in enumerate(data.sources)
+        for shard in find_shards(source.shards, source.split)
+    ]
+
+
+def counted(shards: Sequence[Shard], retry: Retry = DEFAULT_RETRY) -> list[Shard]:
     """The same shards with every `samples` known: those without a manifest are opened and their headers counted.
 
     Raises:
@@ -70,46 +97,67 @@ def counted(shards: Sequence[Shard]) -> list[Shard]:
             "tar's end mark only; write a manifest to be sure",
             unknown,
         )
-    return [shard if shard.samples is not None else replace(shard, samples=_count(shard)) for shard in shards]
+    return [shard if shard.samples is not None else replace(shard, samples=_count(shard, retry)) for shard in shards]
 
 
-def check_present(shards: Sequence[Shard]) -> None:
+def check_present(shards: Sequence[Shard], retry: Retry = DEFAULT_RETRY) -> None:
     """Look for each shard without reading it, and compare its size with the manifest's.
 
     Raises:
         ShardError: one is missing, or its size is another: it was cut or replaced.
     """
-    for shard in shards:
-        size = _size(shard.url)
-        if size is None:
-            raise ShardError(f"looking for a shard: {_ABSENT}", shard=shard.url)
-        _check_size(shard, size)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for shard, size in zip(shards, threads.map(lambda shard: _size(shard.url, retry), shards), strict=True):
+            if size is None:
+                raise ShardError(f"looking for a shard: {_ABSENT}", shard=shard.url)
+            _check_size(shard, size)
 
 
 @contextmanager
-def open_shard(shard: Shard) -> Iterator[int]:
-    """A file descriptor of the whole shard; a remote one is copied to a temporary file first, so memory stays flat.
+def open_shard(shard: Shard, retry: Retry = DEFAULT_RETRY, *, verify: bool = False) -> Iterator[int]:
+    """A file descriptor of the whole shard. A remote one is copied to a temporary file, so memory stays flat.
+
+    The temporary file has no name and goes with the process; TMPDIR says where it lies. With `verify` the bytes are
+    compared with the manifest's SHA-256 before anything is read from them.
 
     Raises:
-        ShardError: it is missing, cannot be read, or has another size than its manifest says.
+        ShardError: it is missing, cannot be read, or is not what its manifest says.
+        StorageError: no space for the copy.
     """
-    try:
-        if not is_url(shard.url):
-            descriptor = os.open(shard.url, os.O_RDONLY)
-        else:
-            with tempfile.TemporaryFile() as copy, fsspec.open(shard.url, "rb") as source:
-                shutil.copyfileobj(source, copy, 1 << 20)
-                copy.flush()
-                descriptor = os.dup(copy.fileno())
-    except FileNotFoundError as error:
-        raise ShardError(f"opening a shard: {_ABSENT}", shard=shard.url) from error
-    except OSError as error:
-        raise ShardError(f"opening a shard: {error}", shard=shard.url) from error
+    descriptor = _open(shard.url, retry)
     try:
         _check_size(shard, os.fstat(descriptor).st_size)
+        if verify and shard.sha256 is not None:
+            _check_bytes(shard, descriptor)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open(url: str, retry: Retry) -> int:
+    try:
+        if not is_url(url):
+            return os.open(url, os.O_RDONLY)
+        with tempfile.TemporaryFile() as copy:
+            copy_remote(url, copy, retry)
+            copy.flush()
+            return os.dup(copy.fileno())
+    except FileNotFoundError as error:
+        raise ShardError(f"opening a shard: {_ABSENT}", shard=url) from error
+    except (OSError, ImportError) as error:
+        raise ShardError(f"opening a shard: {error}", shard=url) from error
+
+
+def _check_bytes(shard: Shard, descriptor: int) -> None:
+    with open(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != shard.sha256:
+        raise ShardError(
+            f"opening a shard: its sha256 is {found} and its manifest says {shard.sha256}, so bytes of it were "
+            "changed; copy it again",
+            shard=shard.url,
+        )
 
 
 def _check_size(shard: Shard, size: int) -> None:
@@ -136,46 +184,51 @@ def _of_folder(url: str, split: str | None) -> list[Shard]:
     return [_entry(url.rstrip("/"), entry) for entry in entries]
 
 
-def _from_neighbouring_manifest(url: str) -> Shard:
+def _from_neighbouring_manifest(url: str, manifests: dict[str, list[dict[str, Any]] | None]) -> Shard:
     folder, _, name = url.rpartition("/")
-    for entry in _read_manifest(f"{folder}/{MANIFEST}") or []:
+    if folder not in manifests:
+        manifests[folder] = _read_manifest(f"{folder}/{MANIFEST}")
+    for entry in manifests[folder] or []:
         if entry["name"] == name:
             return _entry(folder, entry)
     return Shard(url)
 
 
 def _entry(folder: str, entry: dict[str, Any]) -> Shard:
-    return Shard(f"{folder}/{entry['name']}", samples=int(entry["samples"]), bytes=int(entry["bytes"]))
+    return Shard(f"{folder}/{entry['name']}", int(entry["samples"]), int(entry["bytes"]), entry.get("sha256") or None)
 
 
 def _read_manifest(place: str) -> list[dict[str, Any]] | None:
-    try:
+    def read() -> bytes:
         with fsspec.open(place, "rb") as source:
-            document = json.loads(source.read())
+            return source.read()
+
+    try:
+        document = json.loads(with_retry(read, "reading", place, DEFAULT_RETRY))
         shards = document["shards"]
         if not all({"name", "samples", "bytes"} <= set(entry) for entry in shards):
             raise ValueError("a shard lacks name, samples or bytes")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ImportError) as error:
+        raise DataError(f"reading {place}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"reading {place}: not a manifest of shards ({error})") from error
     return shards
 
 
-def _size(url: str) -> int | None:
+def _size(url: str, retry: Retry) -> int | None:
     try:
         if not is_url(url):
             return os.stat(url).st_size
         filesystem, path = fsspec.core.url_to_fs(url)
-        return filesystem.info(path)["size"]
+        return with_retry(lambda: filesystem.info(path)["size"], "looking for a shard", url, retry)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise ShardError(f"looking for a shard: {error}", shard=url) from error
 
 
-def _count(shard: Shard) -> int:
-    from imprint.pipelines.samples import group_members
-
-    with open_shard(shard) as descriptor:
+def _count(shard: Shard, retry: Retry) -> int:
+    with open_shard(shard, retry) as descriptor:
         return sum(1 for _ in group_members(iter_members(descriptor, shard.url)))

@@ -19,6 +19,9 @@ from imprint.pipelines.masks import MaskStage
 from imprint.pipelines.reader import read_webdataset
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions
 from imprint.pipelines.shards import Shard
+from imprint.pipelines.storage import Retry
+
+_BLOCK_BYTES = 4 * MEBIBYTE  # about 256 pictures of 64 px with their masks: small enough that stages overlap
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class StreamPlan:
             max_pixels=int(reader.max_megapixels * 1e6),
             max_bad_share=reader.max_bad_share,
             quarantine=self.quarantine,
+            weights=self.data.weights,
+            verify=reader.verify,
+            retry=Retry(tries=reader.storage_tries),
         )
 
 
@@ -58,8 +64,9 @@ def training_stream(plan: StreamPlan, workers: int) -> Dataset:
         raise ValueError(f"batch_size={plan.batch_size} does not divide by {workers} workers")
     captions, masks = plan.data.captions, plan.data.masks
     rows = read_webdataset(
-        plan.shards, plan.read_options(), start=plan.start, stop=plan.stop, cpus=plan.data.reader.cpus
-    )
+        plan.shards, plan.read_options(), start=plan.start, stop=plan.stop, cpus=plan.data.reader.cpus,
+        block_bytes=_BLOCK_BYTES,
+    )  # fmt: skip
     rows = rows.map_batches(
         CaptionStage, fn_constructor_args=(captions,), batch_size=None, batch_format="numpy",
         compute=ActorPoolStrategy(size=captions.actors), num_cpus=captions.cpus, num_gpus=captions.gpus or None,

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from imprint.errors import ShardError
 
 BLOCK = 512
+_GZIP = b"\x1f\x8b"
 _REGULAR = (b"0", b"\0", b"7")
 _MAX_NAME_BYTES = 65536  # a long name or pax header larger than this is an attack, not a name
 _ZERO_BLOCK = bytes(BLOCK)
+_REST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ def iter_members(descriptor: int, shard: str) -> Iterator[Member]:
     Folders are left out. Links, devices and sparse files come with `refused` set.
 
     Raises:
-        ShardError: a header is damaged, or the archive ends before its end mark.
+        ShardError: a header is damaged, the archive ends before its end mark, or something follows that mark.
     """
     end = os.fstat(descriptor).st_size
     position, long_name, pax = 0, None, {}
@@ -47,6 +49,7 @@ def iter_members(descriptor: int, shard: str) -> Iterator[Member]:
                 shard=shard,
             )
         if header == _ZERO_BLOCK:
+            _check_rest(descriptor, position, shard)
             return
         _check(header, position, shard)
         kind, size = header[156:157], _number(header[124:136], position, shard)
@@ -80,6 +83,39 @@ def iter_members(descriptor: int, shard: str) -> Iterator[Member]:
         position = following
 
 
+def read_exactly(descriptor: int, size: int, offset: int, shard: str) -> bytes:
+    """`size` bytes from `offset`: one call may give less, of large members and on network disks.
+
+    Raises:
+        ShardError: the disk fails, or the file was cut since its headers were read.
+    """
+    pieces: list[bytes] = []
+    while size > 0:
+        try:
+            piece = os.pread(descriptor, size, offset)
+        except OSError as error:
+            raise ShardError(f"reading a shard at byte {offset}: {error.strerror}", shard=shard) from error
+        if not piece:
+            raise ShardError(
+                f"reading a shard: it now ends at byte {offset}; it was cut while it was read", shard=shard
+            )
+        pieces.append(piece)
+        size, offset = size - len(piece), offset + len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _check_rest(descriptor: int, position: int, shard: str) -> None:
+    """After the end mark there are zeros alone; else tars were joined, or a hole was torn into this one."""
+    while rest := os.pread(descriptor, _REST_BYTES, position):
+        if rest.count(0) != len(rest):
+            raise ShardError(
+                f"reading a shard: tar's end mark stands at byte {position}, and more follows: two tars were joined, "
+                "or a part was overwritten with zeros; unpack it and pack it again",
+                shard=shard,
+            )
+        position += len(rest)
+
+
 def _refusal(kind: bytes, pax: dict[str, str]) -> str | None:
     if kind == b"S" or any(key.startswith("GNU.sparse") for key in pax):
         return "sparse-member"
@@ -104,6 +140,8 @@ def _number(field: bytes, position: int, shard: str) -> int:
 
 def _check(header: bytes, position: int, shard: str) -> None:
     """The sum of the header's bytes, its own checksum field counted as spaces."""
+    if header[:2] == _GZIP:
+        raise ShardError("reading a shard: it is compressed with gzip; unpack it to a plain .tar first", shard=shard)
     total = sum(header) - sum(header[148:156]) + 8 * 0x20
     if total != _number(header[148:156], position, shard):
         raise ShardError(

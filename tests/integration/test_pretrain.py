@@ -204,6 +204,7 @@ def test_two_deepspeed_workers_train_an_encoder_that_loads_and_is_tracked(job: J
     logged = {m.step: m.value for m in client.get_metric_history(tracked.info.run_id, "loss")}
     assert logged == pytest.approx(losses(job, "two"), abs=1e-6)
     assert any(name.startswith("system/") for name in tracked.data.metrics)
+    assert tracked.data.metrics["quarantine/samples"] == tracked.data.metrics["quarantine/corrupt-picture"] == 1
     folders = ("", "samples", "quarantine")
     places = {file.path for place in folders for file in client.list_artifacts(tracked.info.run_id, place)}
     assert {"job.yaml", "samples/step-00000012.png"} <= places

@@ -12,30 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from reading_shards import keys, read
 
 from imprint.errors import DataError, ShardError
-from imprint.pipelines.order import plan
 from imprint.pipelines.quarantine import summary
-from imprint.pipelines.reading import ReadOptions, Row, read_slice
-from imprint.pipelines.shards import Shard, check_present, counted, find_shards
+from imprint.pipelines.reading import ReadOptions
+from imprint.pipelines.shards import check_present, counted, find_shards
 from imprint.pipelines.writer import Sample
 
 MakeShards = Callable[..., Path]
-
-
-def read(folder: Path | list[Shard], options: ReadOptions, start: int = 0, stop: int | None = None) -> list[Row]:
-    shards = counted(folder if isinstance(folder, list) else find_shards([str(folder)]))
-    counts = [shard.samples or 0 for shard in shards]
-    parts = plan(
-        counts, seed=options.seed, shuffle_buffer=options.shuffle_buffer, start=start,
-        stop=sum(counts) if stop is None else stop,
-    )  # fmt: skip
-    found = [read_slice({n: shards[n] for n in p.shards}, p, options, total=sum(counts)) for p in parts]
-    return [row for rows in found for row in rows]
-
-
-def keys(rows: list[Row]) -> list[str]:
-    return [row["__key__"] for row in rows]
 
 
 def test_rows_carry_what_the_shard_says(make_shards: MakeShards) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,8 @@ class ReaderSpec(Section):
     max_member_mb: float = Field(64, gt=0, description="largest file inside a shard, MiB; larger ones are quarantined")
     max_megapixels: float = Field(64, gt=0, description="largest picture, million pixels; larger ones are quarantined")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="the run stops past this share of bad samples")
+    storage_tries: int = Field(6, gt=0, description="tries in a row that a remote storage may fail")
+    verify: bool = Field(False, description="compare each shard with the manifest's SHA-256 before reading it")
 
 
 class CaptionerSpec(Section):
@@ -54,12 +57,21 @@ class MaskerSpec(Section):
         return self
 
 
+class SourceSpec(Section):
+    """One of several sources that are mixed at a set ratio, each with an order and epochs of its own."""
+
+    shards: tuple[str, ...] = Field(min_length=1, description="as data.shards")
+    split: str | None = Field("train", description="as data.split")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the samples, against other sources'")
+
+
 class DataSpec(Section):
     """Shards, their order and what is done to their samples."""
 
     shards: tuple[str, ...] = Field(
-        min_length=1, description="folders with a manifest.json, or paths and URLs of .tar files; {000..009} expands"
+        (), description="folders with a manifest.json, or paths and URLs of .tar files; {000..009} expands"
     )
+    sources: tuple[SourceSpec, ...] = Field((), description="in place of shards: several sources, mixed by weight")
     split: str | None = Field("train", description="which shards of a manifest; null: all of them")
     image_size: int = Field(64, gt=0, description="px; pictures are resized and centre-cropped to this square")
     shuffle_buffer: int = Field(4000, ge=0, description="samples shuffled together after shards; 0: in written order")
@@ -67,3 +79,27 @@ class DataSpec(Section):
     reader: ReaderSpec = ReaderSpec()
     captions: CaptionerSpec = CaptionerSpec()
     masks: MaskerSpec = MaskerSpec()
+
+    @model_validator(mode="after")
+    def _shards_or_sources(self) -> DataSpec:
+        if bool(self.shards) == bool(self.sources):
+            raise ValueError("give either shards (folders, .tar paths or URLs) or sources (such lists with weights)")
+        return self
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All folders, paths and URLs, of `shards` or of all sources."""
+        return self.shards or tuple(place for source in self.sources for place in source.shards)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights of the sources; one source where there are only `shards`."""
+        return tuple(source.weight for source in self.sources) or (1.0,)
+
+    def with_places(self, change: Callable[[str], str]) -> DataSpec:
+        """The same with every folder, path and URL changed."""
+        sources = tuple(
+            source.model_copy(update={"shards": tuple(change(place) for place in source.shards)})
+            for source in self.sources
+        )
+        return self.model_copy(update={"shards": tuple(change(place) for place in self.shards), "sources": sources})

@@ -56,7 +56,7 @@ class PretrainEncoder(Section):
     def preflight(self) -> list[str]:
         """What this machine can see is missing, one line each."""
         problems = []
-        places = [("data.shards", place) for place in self.data.shards]
+        places = [("data.shards" if self.data.shards else "data.sources", place) for place in self.data.places]
         places += [("grid.shards", place) for place in (self.grid.shards if self.grid else ())]
         for key, place in places:
             if is_url(place) or "{" in place:
