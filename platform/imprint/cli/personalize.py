@@ -21,19 +21,23 @@ from imprint.errors import ConfigError
 
 def personalize(
     images: Annotated[Path, typer.Option(help="A picture of the subject, or a folder of pictures.")],
-    encoder: Annotated[Path, typer.Option(help="A pretrained encoder: its folder, or the folder of its run.")],
     out: Annotated[Path, typer.Option(help="Folder to write the Concept to.")],
-    class_noun: Annotated[
-        str | None, typer.Option(help="What the subject is, such as person; by default the encoder's own domain word.")
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="A pretrained encoder, for methods that have one: its folder, or the folder of its run."),
     ] = None,
-    method: Annotated[str, typer.Option(help="How to personalize.")] = "e4t",
+    class_noun: Annotated[
+        str | None,
+        typer.Option(help="What the subject is, such as person; by default the domain word of the encoder, if any."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="How to personalize: " + ", ".join(TUNE_SPECS) + ".")] = "e4t",
     backbone: Annotated[
         str, typer.Option(help="Diffusers folder, safetensors file, hub id or embedded name.")
     ] = "imprint-tiny",
     context: Annotated[
         str, typer.Option(help="What the pictures show beside the subject, such as 'on a blue background'.")
     ] = "",
-    steps: Annotated[int | None, typer.Option(help="Tuning steps; 0 keeps the encoder's own guess.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Tuning steps; with an encoder 0 keeps its own guess.")] = None,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     overrides: Annotated[
@@ -49,12 +53,15 @@ def personalize(
         console = Console(stderr=True)
         with console.status("loading the backbone"):
             from imprint.backbone import Backbone
+            from imprint.tuning import check_encoder
             from imprint.tuning import personalize as tune_concept
             from imprint.tuning.pictures import find_pictures, load_pictures
 
+            check_encoder(method, given=encoder is not None)
             count = len(find_pictures(images))
             model = Backbone.load(backbone, device=device)
-            pictures = load_pictures(images, image_size=model.image_size, contexts=[context] * count)
+            contexts = [context] * count if context else None
+            pictures = load_pictures(images, image_size=model.image_size, contexts=contexts)
         began = time.perf_counter()
         with _progress(console) as progress:
             task = progress.add_task("tuning", total=spec.steps, loss=float("nan"))
