@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imprint.backbone import Backbone
-from imprint.config.methods import DreamBoothTuneSpec, PriorSpec, SampleSpec
+from imprint.config.methods import AncestralSampleSpec, DreamBoothTuneSpec, PriorSpec, SampleSpec
 from imprint.methods.base import Pictures
 from imprint.methods.dreambooth import class_images, sample, tune
 from imprint.methods.dreambooth.prior import cache_key
@@ -18,7 +18,7 @@ from imprint.sampling.draw import draw_prompts
 
 @pytest.fixture
 def prior(tmp_path: Path) -> PriorSpec:
-    return PriorSpec(images=3, cache_dir=str(tmp_path / "cache"), sampling=SampleSpec(sampler="ddpm", steps=2))
+    return PriorSpec(images=3, cache_dir=str(tmp_path / "cache"), sampling=AncestralSampleSpec(steps=2))
 
 
 def pictures() -> Pictures:

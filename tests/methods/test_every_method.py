@@ -34,7 +34,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def spec(kind: str, tmp_path: Path) -> SpecMaker:
     """The spec of two quick steps, with class images small enough for a test."""
-    prior = {"images": 3, "cache_dir": str(tmp_path / "class-images"), "sampling": {"sampler": "ddpm", "steps": 1}}
+    prior = {"images": 3, "cache_dir": str(tmp_path / "class-images"), "sampling": {"steps": 1}}
     identifier = {"rare_share": 1.0}
     rates = {"unet": 1e-3, "text_encoder": 1e-3}
     own: dict[str, tuple[type[FewStepSpec], dict[str, Any]]] = {

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from imprint.cli.app import app
+from imprint.tuning import Concept
 
 
 @pytest.fixture
@@ -92,3 +93,20 @@ def test_what_cannot_be_exported(home: Path, tiny_sd15: Path) -> None:
     assert result.exit_code == 2 and "expected one of diffusers-lora, kohya" in result.output
     result = invoke("merge", "--concept", home / "me", "--out", home / "one")
     assert result.exit_code == 2 and "expected two or more" in result.output
+
+
+def test_keys_from_a_file(home: Path, tiny_sd15: Path) -> None:
+    """The ablations of a method as a file; the command line has the last word."""
+    file = home / "no-prior.yaml"
+    file.write_text("method: dreambooth\nsteps: 7\nnoun: ''\nidentifier: {text: zzq}\nprior: {enabled: false}\n")
+    given = ("--images", home / "me.png", "--backbone", tiny_sd15, "--class-noun", "cat", "--config", file)
+    made = invoke("personalize", *given, "--out", home / "me", "--steps", 1, "batch_size=2")
+    assert made.exit_code == 0, made.output
+    learned = Concept.load(home / "me").learned
+    assert learned.method == "dreambooth" and learned.settings["phrases"] == ["a zzq"]
+    assert learned.settings["tune"]["steps"] == 1 and not learned.settings["tune"]["prior"]["enabled"]
+    other = invoke("personalize", *given, "--out", home / "you", "--method", "lora")
+    assert other.exit_code == 2 and "no-prior.yaml:1: method: got 'dreambooth'" in other.output
+    file.write_text("method: dreambooth\nprior: {enabeld: false}\n")
+    wrong = invoke("personalize", *given, "--out", home / "you")
+    assert wrong.exit_code == 2 and "no-prior.yaml:2" in wrong.output and "'enabled'" in wrong.output

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from imprint.backbone import Backbone
 from imprint.config.methods import LoraSpec
 from imprint.errors import ConceptError
 from imprint.methods.shells import named_weights, shell, trainable_parts
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 PREFIX = "lora."
 _ADAPTER = "default"
@@ -39,6 +40,8 @@ class LowRank(NamedTuple):
 
 def low_rank_shell(backbone: Backbone, spec: LoraSpec, *, text_encoders: bool, seed: int) -> Backbone:
     """A shell with fresh adapters at every attention projection: A at random, B zero, so nothing changes yet."""
+    from peft import LoraConfig, inject_adapter_in_model  # takes a second, and only tuning needs it
+
     adapted = shell(backbone)
     targets = {"unet": [p.name.removesuffix(".weight") for p in backbone.attention_projections()]}
     parts = trainable_parts(adapted)
@@ -128,6 +131,8 @@ def summed(each: Sequence[Mapping[str, LowRank]], weights: Sequence[float]) -> d
 
 
 def _layers(adapted: Backbone) -> list[tuple[str, LoraLayer]]:
+    from peft.tuners.lora import LoraLayer
+
     return [
         (f"{part}.{name}", module)
         for part, network in trainable_parts(adapted).items()

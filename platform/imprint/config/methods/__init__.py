@@ -4,7 +4,7 @@ from imprint.config.methods.dreambooth import DreamBoothTuneSpec, PriorSpec
 from imprint.config.methods.e4t import E4TEncoderSpec, E4TSpec, E4TTuneSpec, LearningRates, WeightOffsetsSpec
 from imprint.config.methods.lora import LoraTuneSpec
 from imprint.config.methods.prompts import DEFAULT_TEMPLATES
-from imprint.config.methods.sampling import SampleSpec
+from imprint.config.methods.sampling import AncestralSampleSpec, SampleSpec
 from imprint.config.methods.textual_inversion import TextualInversionTuneSpec
 from imprint.config.methods.tuning import FewStepSpec, IdentifierSpec, LoraSpec, PhraseSpec
 
@@ -19,6 +19,7 @@ TUNE_SPECS: dict[str, type[FewStepSpec]] = {
 __all__ = [
     "DEFAULT_TEMPLATES",
     "TUNE_SPECS",
+    "AncestralSampleSpec",
     "DreamBoothTuneSpec",
     "E4TEncoderSpec",
     "E4TSpec",

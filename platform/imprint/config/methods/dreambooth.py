@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
-from imprint.config.methods.sampling import SampleSpec
+from imprint.config.methods.sampling import AncestralSampleSpec
 from imprint.config.methods.tuning import PhraseSpec
 
 
@@ -18,9 +18,7 @@ class PriorSpec(Section):
     weight: float = Field(1.0, ge=0, description="lambda of Eq. 2")
     images: int = Field(200, ge=1, description="Class images; the paper's 200 for each picture of the subject")
     prompt: str = Field("a {}", description="What the class images show; {} is the class noun")
-    sampling: SampleSpec = Field(
-        SampleSpec(sampler="ddpm", steps=50), description="How they are drawn; the paper's ancestral sampler"
-    )
+    sampling: AncestralSampleSpec = AncestralSampleSpec()
     cache_dir: str = Field(
         "~/.cache/imprint/class-images", min_length=1, description="Where they are kept, by model, prompt and sampler"
     )
