@@ -91,7 +91,7 @@ def test_what_does_not_merge_says_why(backbone: Backbone) -> None:
         ([one, new_word], ConceptError, "of the methods lora, textual_inversion; expected one method"),
         ([one, elsewhere], ConceptError, "learned on different backbones"),
         ([dense, dense], ConceptError, "tune it again with LoRA"),
-        ([e4t, e4t], ConceptError, "methods that merge: dreambooth, lora, textual_inversion"),
+        ([e4t, e4t], ConceptError, "methods that merge: .*lora"),
         ([one, one], ConfigError, "two subjects are called 'a zz cat'"),
     ]
     for concepts, error, message in cases:

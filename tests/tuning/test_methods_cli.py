@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -24,11 +24,11 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def invoke(*words: object) -> Result:
+def invoke(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def personalize(home: Path, backbone: Path, method: str, name: str, *more: object) -> Result:
+def personalize(home: Path, backbone: Path, method: str, name: str, *more: object) -> Any:
     return invoke(
         "personalize", "--images", home / f"{name}.png", "--backbone", backbone, "--out", home / name,
         "--method", method, "--class-noun", "cat", "--steps", 1, "batch_size=2", *more,
