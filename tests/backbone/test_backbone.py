@@ -64,6 +64,19 @@ def test_a_placeholder_beyond_the_last_token_is_refused(tiny_sd15: Path) -> None
         backbone.encode_text(["a " * 30 + "<concept>"], TokenReplacements(vectors))
 
 
+def test_several_placeholders_stand_side_by_side(any_pipeline: Path) -> None:
+    """Two words at once, one of them of two positions, give what the ordinary words with those embeddings give."""
+    backbone = Backbone.load(any_pipeline)
+    cat, face = backbone.word_embedding("cat"), backbone.word_embedding("red face")
+    first = TokenReplacements(tuple(vector[None] for vector in cat), "<concept-1>")
+    second = TokenReplacements(tuple(vector[None] for vector in face), "<concept-2>")
+    got = backbone.encode_text(["a <concept-2> on a <concept-1>", "<concept-1>, blue"], [first, second])
+    expected = backbone.encode_text(["a red face on a cat", "cat, blue"])
+    torch.testing.assert_close(got.hidden, expected.hidden)
+    if expected.pooled is not None:
+        torch.testing.assert_close(got.pooled, expected.pooled)
+
+
 def test_vectors_of_the_wrong_width_are_refused(tiny_sd15: Path) -> None:
     with pytest.raises(BackboneError, match=r"expected one \[1 or 1, k, width\]"):
         Backbone.load(tiny_sd15).encode_text(["<concept>"], TokenReplacements((torch.zeros(1, 1, 7),)))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from imprint.backbone.attention import AttentionProjection, attention_projections
 from imprint.backbone.families import Family
 from imprint.backbone.noise import NoiseSchedule, PredictionType
-from imprint.backbone.text import PLACEHOLDER, TextConditioning, TokenReplacements, run_text_encoder
+from imprint.backbone.text import TextConditioning, TokenReplacements, run_text_encoder
 from imprint.errors import BackboneError
 
 
@@ -161,21 +161,24 @@ class Backbone:
 
     # -- text -----------------------------------------------------------------------------------------------
 
-    def encode_text(self, prompts: Sequence[str], replacements: TokenReplacements | None = None) -> TextConditioning:
-        """Run the text encoders, with the placeholder's word embeddings replaced where given.
+    def encode_text(
+        self,
+        prompts: Sequence[str],
+        replacements: TokenReplacements | Sequence[TokenReplacements] | None = None,
+    ) -> TextConditioning:
+        """Run the text encoders, with the word embeddings of a placeholder, or of several, replaced where given.
 
         Raises:
             BackboneError: the replacements do not fit the text encoders, or a placeholder falls off the end.
         """
-        vectors: Sequence[Tensor | None] = [None] * len(self.text_encoders)
-        placeholder = PLACEHOLDER
-        if replacements is not None:
-            vectors, placeholder = replacements.vectors, replacements.placeholder_token
-            self._check_vectors(replacements, len(prompts))
+        each = [replacements] if isinstance(replacements, TokenReplacements) else list(replacements or ())
+        for replacement in each:
+            self._check_vectors(replacement, len(prompts))
         hidden, pooled = [], None
-        for encoder, tokenizer, vector in zip(self.text_encoders, self.tokenizers, vectors, strict=True):
+        for number, (encoder, tokenizer) in enumerate(zip(self.text_encoders, self.tokenizers, strict=True)):
+            vectors = {replacement.placeholder_token: replacement.vectors[number] for replacement in each}
             states, pooled = run_text_encoder(
-                encoder, tokenizer, prompts, vector, placeholder, penultimate=self.family.penultimate_hidden
+                encoder, tokenizer, prompts, vectors, penultimate=self.family.penultimate_hidden
             )
             hidden.append(states)
         return TextConditioning(torch.cat(hidden, dim=-1), pooled if self.family.pooled else None)

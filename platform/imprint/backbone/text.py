@@ -7,7 +7,8 @@ neither the vocabulary nor the embedding table, and many concepts share one text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class TextConditioning:
 @dataclass(frozen=True)
 class _Tokens:
     ids: Tensor  # [b, n]
-    start: list[list[int]]  # positions at which a placeholder begins, for each prompt
+    places: list[list[tuple[int, str]]]  # for each prompt, where a placeholder begins, and which
 
 
 def max_prompt_tokens(tokenizer: Any) -> int:
@@ -65,72 +66,59 @@ def max_prompt_tokens(tokenizer: Any) -> int:
     return int(tokenizer.model_max_length)
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], placeholder: str | None, width: int) -> _Tokens:
+def tokenize(tokenizer: Any, prompts: Sequence[str], widths: Mapping[str, int]) -> _Tokens:
     """Token ids [b, n], padded to the model's length, and where each placeholder begins.
 
-    A placeholder that takes `width` positions holds the id of an ordinary token there; its embedding is
-    overwritten later. Text beyond the model's length is cut, a placeholder never is.
+    `widths` are the placeholders and how many positions each takes. They hold the id of an ordinary token there; its
+    embedding is overwritten later. Text beyond the model's length is cut, a placeholder never is.
 
     Raises:
         BackboneError: a placeholder would fall off the end of the prompt.
     """
     length = max_prompt_tokens(tokenizer)
     filler = tokenizer("a", add_special_tokens=False)["input_ids"][0]
-    rows, starts = [], []
+    pattern = re.compile(f"({'|'.join(map(re.escape, widths))})") if widths else None
+    rows, places = [], []
     for prompt in prompts:
-        parts = prompt.split(placeholder) if placeholder else [prompt]
         ids, at = [], []
-        for number, part in enumerate(parts):
-            if number:
-                at.append(len(ids) + 1)
-                ids += [filler] * width
-            if part.strip():
+        for part in pattern.split(prompt) if pattern else [prompt]:
+            if part in widths:
+                at.append((len(ids) + 1, part))
+                ids += [filler] * widths[part]
+            elif part.strip():
                 ids += tokenizer(part, add_special_tokens=False, truncation=False)["input_ids"]
-        if at and at[-1] + width > length - 1:
+        if at and at[-1][0] + widths[at[-1][1]] > length - 1:
             raise BackboneError(
-                f"encoding a prompt: {placeholder} falls beyond the {length} tokens the model reads; "
+                f"encoding a prompt: {at[-1][1]} falls beyond the {length} tokens the model reads; "
                 "put it earlier or shorten the prompt",
                 prompt=prompt[:80],
             )
         ids = [tokenizer.bos_token_id, *ids[: length - 2], tokenizer.eos_token_id]
         ids += [tokenizer.pad_token_id] * (length - len(ids))
         rows.append(ids)
-        starts.append(at)
-    return _Tokens(torch.tensor(rows), starts)
+        places.append(at)
+    return _Tokens(torch.tensor(rows), places)
 
 
 def run_text_encoder(
     encoder: nn.Module,
     tokenizer: Any,
     prompts: Sequence[str],
-    vectors: Float[Tensor, "b k width"] | None,
-    placeholder: str,
+    vectors: Mapping[str, Float[Tensor, "b k width"]],
     *,
     penultimate: bool = False,
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b p"]]:
-    """The hidden states and the pooled output of one text encoder, with the placeholder's embeddings replaced."""
+    """The hidden states and the pooled output of one text encoder, with each placeholder's embeddings replaced."""
     table = encoder.get_input_embeddings()
-    tokens = tokenize(tokenizer, prompts, placeholder if vectors is not None else None,
-                      vectors.shape[1] if vectors is not None else 0)  # fmt: skip
+    tokens = tokenize(tokenizer, prompts, {placeholder: value.shape[1] for placeholder, value in vectors.items()})
     ids = tokens.ids.to(table.weight.device)
 
     def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        assert vectors is not None
-        rows, columns, sources = [], [], []
-        for row, starts in enumerate(tokens.start):
-            for start in starts:
-                for k in range(vectors.shape[1]):
-                    rows.append(row)
-                    columns.append(start + k)
-                    sources.append((row if vectors.shape[0] > 1 else 0, k))
-        if not rows:
-            return output
-        source_row, source_k = zip(*sources, strict=True)
-        new = vectors[list(source_row), list(source_k)].to(output.dtype)
-        index = (torch.tensor(rows, device=output.device), torch.tensor(columns, device=output.device))
-        return output.index_put(index, new)
+        for placeholder, value in vectors.items():
+            output = _put(output, tokens.places, placeholder, value)
+        return output
 
-    handle = table.register_forward_hook(replace) if vectors is not None else None
+    handle = table.register_forward_hook(replace) if vectors else None
     try:
         out = encoder(ids, output_hidden_states=penultimate)
     finally:
@@ -139,3 +127,27 @@ def run_text_encoder(
     hidden = out.hidden_states[-2] if penultimate else out.last_hidden_state
     pooled = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
     return hidden, pooled
+
+
+def _put(
+    embeddings: Float[Tensor, "b n width"],
+    places: list[list[tuple[int, str]]],
+    placeholder: str,
+    vectors: Float[Tensor, "b k width"],
+) -> Float[Tensor, "b n width"]:
+    """The embeddings with `vectors` at every place of one placeholder."""
+    rows, columns, sources = [], [], []
+    for row, starts in enumerate(places):
+        for start, which in starts:
+            if which == placeholder:
+                for k in range(vectors.shape[1]):
+                    rows.append(row)
+                    columns.append(start + k)
+                    sources.append((row if vectors.shape[0] > 1 else 0, k))
+    if not rows:
+        return embeddings
+    source_row, source_k = zip(*sources, strict=True)
+    new = vectors[list(source_row), list(source_k)].to(embeddings.dtype)
+    device = embeddings.device
+    index = (torch.tensor(rows, device=device), torch.tensor(columns, device=device))
+    return embeddings.index_put(index, new)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from imprint.backbone.base import Backbone
 from imprint.backbone.families import SD1
 from imprint.backbone.noise import NoiseSchedule
+from imprint.backbone.saving import mend_config, save_pipeline
 from imprint.config.jobs.tiny import AutoencoderModel, TextModel, UnetModel
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -171,31 +172,10 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
     """
     backbone.unet.to(torch.float16)
     backbone.vae.to(torch.float16)
-    pipeline = StableDiffusionPipeline(
-        vae=backbone.vae,
-        text_encoder=backbone.text_encoders[0],
-        tokenizer=backbone.tokenizers[0],
-        unet=backbone.unet,
-        scheduler=DDIMScheduler(**backbone.scheduler_config),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    _mend_config(folder / "vae")
+    save_pipeline(backbone, folder)
 
 
 def save_autoencoder(vae: AutoencoderTiny, folder: Path) -> None:
     """Write an autoencoder, in fp16, into `folder`."""
     vae.half().save_pretrained(folder)
-    _mend_config(folder)
-
-
-def _mend_config(folder: Path) -> None:
-    """Leave out what AutoencoderTiny writes and warns about on loading (diffusers 0.42.1): it derives it anew."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    if config["_class_name"] == "AutoencoderTiny":
-        del config["block_out_channels"]
-        config.pop("_name_or_path", None)
-        file.write_text(json.dumps(config, indent=2) + "\n")
+    mend_config(folder)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from imprint.cli.export import export
+from imprint.cli.merge import merge
 from imprint.cli.personalize import personalize
 from imprint.cli.run import check, run
 from imprint.cli.sample import sample
@@ -42,6 +44,8 @@ app.command()(submit)
 app.command()(schema)
 app.command()(personalize)
 app.command()(sample)
+app.command()(merge)
+app.command()(export)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,29 +12,39 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imprint.cli.errors import TracebackOption, configure_logging, errors_as_messages
-from imprint.config.load import validate
+from imprint.config.load import load_document, validate
 from imprint.config.methods import TUNE_SPECS
 from imprint.config.overrides import apply_overrides
 from imprint.config.problems import nearest
 from imprint.config.source import Document
 from imprint.errors import ConfigError
 
+DEFAULT_METHOD = "e4t"
+
 
 def personalize(
     images: Annotated[Path, typer.Option(help="A picture of the subject, or a folder of pictures.")],
-    encoder: Annotated[Path, typer.Option(help="A pretrained encoder: its folder, or the folder of its run.")],
     out: Annotated[Path, typer.Option(help="Folder to write the Concept to.")],
-    class_noun: Annotated[
-        str | None, typer.Option(help="What the subject is, such as person; by default the encoder's own domain word.")
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="A pretrained encoder, for methods that have one: its folder, or the folder of its run."),
     ] = None,
-    method: Annotated[str, typer.Option(help="How to personalize.")] = "e4t",
+    class_noun: Annotated[
+        str | None,
+        typer.Option(help="What the subject is, such as person; by default the domain word of the encoder, if any."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(TUNE_SPECS)}; by default what the config says, or {DEFAULT_METHOD}."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with keys of the method.")] = None,
     backbone: Annotated[
         str, typer.Option(help="Diffusers folder, safetensors file, hub id or embedded name.")
     ] = "imprint-tiny",
     context: Annotated[
         str, typer.Option(help="What the pictures show beside the subject, such as 'on a blue background'.")
     ] = "",
-    steps: Annotated[int | None, typer.Option(help="Tuning steps; 0 keeps the encoder's own guess.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Tuning steps; with an encoder 0 keeps its own guess.")] = None,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     overrides: Annotated[
@@ -45,16 +56,19 @@ def personalize(
     """Teach a model a subject from one picture, in seconds, and save it as a Concept."""
     configure_logging()
     with errors_as_messages(traceback):
-        spec = tune_spec(method, {} if steps is None else {"steps": steps}, overrides or [])
+        spec = tune_spec(method, config, [] if steps is None else [f"steps={steps}"], overrides or [])
         console = Console(stderr=True)
         with console.status("loading the backbone"):
             from imprint.backbone import Backbone
+            from imprint.tuning import check_encoder
             from imprint.tuning import personalize as tune_concept
             from imprint.tuning.pictures import find_pictures, load_pictures
 
+            check_encoder(spec.method, given=encoder is not None)
             count = len(find_pictures(images))
             model = Backbone.load(backbone, device=device)
-            pictures = load_pictures(images, image_size=model.image_size, contexts=[context] * count)
+            contexts = [context] * count if context else None
+            pictures = load_pictures(images, image_size=model.image_size, contexts=contexts)
         began = time.perf_counter()
         with _progress(console) as progress:
             task = progress.add_task("tuning", total=spec.steps, loss=float("nan"))
@@ -76,18 +90,24 @@ def personalize(
         )
 
 
-def tune_spec(method: str, options: dict[str, Any], overrides: list[str]) -> Any:
-    """The tuning spec of a method, with options and dotted overrides, validated.
+def tune_spec(method: str | None, config: Path | None, *overrides: Sequence[str]) -> Any:
+    """The tuning spec of a method: the keys of a YAML file, if any, with dotted overrides, validated.
 
     Raises:
-        ConfigError: the method or a key is unknown, or a value does not fit.
+        ConfigError: the method or a key is unknown, a value does not fit, or the file says another method.
     """
-    if method not in TUNE_SPECS:
-        hint = nearest(method, TUNE_SPECS)
+    document = load_document(config) if config else Document(name="options", data={}, origins={})
+    said = document.data.get("method")
+    if method is not None and said not in (None, method):
+        raise ConfigError(f"{document.origin(('method',))}: method: got {said!r}, and --method says {method!r}")
+    name = str(method or said or DEFAULT_METHOD)
+    if name not in TUNE_SPECS:
+        hint = nearest(name, TUNE_SPECS)
         end = f"; did you mean {hint!r}?" if hint else ""
-        raise ConfigError(f"--method: got {method!r}, expected one of {', '.join(TUNE_SPECS)}{end}")
-    document = apply_overrides(Document(name="options", data=dict(options), origins={}), overrides)
-    return validate(document, TUNE_SPECS[method])
+        raise ConfigError(f"--method: got {name!r}, expected one of {', '.join(TUNE_SPECS)}{end}")
+    for more in overrides:
+        document = apply_overrides(document, more)
+    return validate(document, TUNE_SPECS[name])
 
 
 def _progress(console: Console) -> Progress:

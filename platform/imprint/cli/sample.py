@@ -44,14 +44,17 @@ def sample(
         spec = validate(apply_overrides(document, overrides or []), SampleSpec)
         console = Console(stderr=True)
         with console.status("loading the backbone"):
-            from imprint.backbone import Backbone
+            from imprint.backbone import PLACEHOLDER, Backbone
             from imprint.methods.prompts import require_placeholder
             from imprint.sampling.sheet import write_pictures
             from imprint.tuning import Concept, sample_concept
 
             for text in prompt:
-                require_placeholder(text, "--prompt")
+                if PLACEHOLDER[:-1] not in text:  # several subjects are <concept-1>, <concept-2>, ...
+                    require_placeholder(text, "--prompt")
             loaded = Concept.load(concept)
+            for text in prompt:
+                require_placeholder(text, "--prompt", loaded.learned.placeholders)
             model = Backbone.load(backbone or loaded.backbone_path, device=device)
         prompts = [text for text in prompt for _ in range(num_images)]
         seeds = [seed + number for _ in prompt for number in range(num_images)]

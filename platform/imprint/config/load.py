@@ -53,6 +53,15 @@ def load_job(
     return JobFile(path=file, kind=kind, spec=spec, source=text + joint + notes)
 
 
+def load_document(path: str | os.PathLike[str]) -> Document:
+    """The YAML file at `path`, not validated yet.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a mapping in YAML.
+    """
+    return parse_document(_read(Path(path)), str(path))
+
+
 def validate(document: Document, model: type[SectionT]) -> SectionT:
     """Return `document` as a `model`.
 

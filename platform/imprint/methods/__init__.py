@@ -2,9 +2,12 @@
 
 from types import ModuleType
 
-from imprint.methods import e4t
+from imprint.methods import dreambooth, e4t, lora, textual_inversion
 
 METHODS: dict[str, ModuleType] = {
     "e4t": e4t,
+    "dreambooth": dreambooth,
+    "lora": lora,
+    "textual_inversion": textual_inversion,
 }
-"""Each offers `load_encoder`, `tune` and `sample`."""
+"""Each offers the doors of `imprint.methods.base.Method`."""

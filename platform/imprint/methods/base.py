@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
+
+from imprint.backbone import PLACEHOLDER, Backbone
+from imprint.config.methods import FewStepSpec, SampleSpec
+
+TuneCallback = Callable[[int, float], None]
+"""Called after each step with the number of steps done and the loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,3 +36,52 @@ class Learned:
     class_noun: str
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """What stands for the subjects in prompts: `<concept>`; several, numbered from 1, after merging."""
+        return numbered_placeholders(int(self.settings.get("subjects", 1)))
+
+
+def numbered_placeholders(count: int) -> tuple[str, ...]:
+    """`<concept>` for one subject; `<concept-1>`, `<concept-2>`, ... for several."""
+    if count == 1:
+        return (PLACEHOLDER,)
+    return tuple(f"{PLACEHOLDER[:-1]}-{number + 1}{PLACEHOLDER[-1]}" for number in range(count))
+
+
+class Method(Protocol):
+    """What the package of a method offers; `imprint.methods.METHODS` holds these packages by name.
+
+    A package may have three more doors:
+
+    - `load_encoder(path, backbone, ...)` loads what its pretraining left. Where it is there, `tune` gets what it gives
+      as the first argument; where it is not, `tune` gets the backbone.
+    - `merge(learned, weights) -> Learned` puts concepts of one backbone together; without it merging is refused.
+    - `export(learned, names) -> imprint.methods.portable.Portable` says what the concept is in the terms of other
+      programs; without it export is refused. `names` are words for the subjects where the user chose some.
+
+    No door changes the backbone or the pretrained parts.
+    """
+
+    def tune(
+        self,
+        pretrained: Any,
+        pictures: Pictures,
+        spec: FewStepSpec,
+        *,
+        class_noun: str | None = None,
+        seed: int = 0,
+        callback: TuneCallback | None = None,
+    ) -> Learned: ...
+
+    def sample(
+        self,
+        backbone: Backbone,
+        learned: Learned,
+        prompts: Sequence[str],
+        spec: SampleSpec,
+        *,
+        seeds: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float[Tensor, "n 3 h w"]: ...

@@ -7,24 +7,49 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from imprint.backbone import NoiseSchedule
+
 
 def diffusion_loss(
     output: Float[Tensor, "b c h w"],
     target: Float[Tensor, "b c h w"],
     masks: Float[Tensor, "b 1 h2 w2"] | None = None,
+    weights: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error between a raw network output and its target; DDPM Eq. 14, E4T Eq. 4.
 
     The squared norm of Eq. 4 is taken as a mean over elements, as the code of latent diffusion does. `masks`, of any
     size, in [0, 1], are averaged down to the latents and weight the error; each picture's weights sum to one, so a
-    small subject counts as much as a large one.
+    small subject counts as much as a large one. `weights`, one a picture, are w_t of its timestep.
     """
     error = (output.float() - target.float()).square()
     if masks is None:
-        return error.mean()
-    weights = F.adaptive_avg_pool2d(masks.to(error), error.shape[-2:])
-    total = weights.sum(dim=(1, 2, 3)).clamp(min=1e-4) * error.shape[1]
-    return ((weights * error).sum(dim=(1, 2, 3)) / total).mean()
+        each = error.mean(dim=(1, 2, 3))
+    else:
+        shares = F.adaptive_avg_pool2d(masks.to(error), error.shape[-2:])
+        total = shares.sum(dim=(1, 2, 3)).clamp(min=1e-4) * error.shape[1]
+        each = (shares * error).sum(dim=(1, 2, 3)) / total
+    return each.mean() if weights is None else (each * weights.to(each)).mean()
+
+
+def min_snr_weights(
+    schedule: NoiseSchedule, timesteps: Int[Tensor, "b"], gamma: float | None
+) -> Float[Tensor, "b"] | None:
+    """w_t of each timestep's squared error; None, which is one for all, without gamma.
+
+    min(SNR, gamma) on the error of x_0, arXiv:2303.09556 Eq. 4; on the raw output, section 3.4, that is
+    min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1) for v.
+    """
+    if gamma is None:
+        return None
+    abar = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = abar / (1 - abar)
+    clipped = snr.clamp(max=gamma)
+    if schedule.prediction_type == "epsilon":
+        return (clipped / snr).float()
+    if schedule.prediction_type == "v_prediction":
+        return (clipped / (snr + 1)).float()
+    return clipped.float()
 
 
 def stratified_timesteps(batch: int, num_timesteps: int, generator: torch.Generator) -> Int[Tensor, "b"]:

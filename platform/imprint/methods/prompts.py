@@ -20,15 +20,16 @@ def check_templates(templates: Sequence[str]) -> None:
         require_placeholder(template, "templates")
 
 
-def require_placeholder(prompt: str, key: str) -> None:
-    """A prompt without the placeholder would draw anybody.
+def require_placeholder(prompt: str, key: str, placeholders: Sequence[str] = (PLACEHOLDER,)) -> None:
+    """A prompt without any of the placeholders would draw anybody.
 
     Raises:
-        ConfigError: `prompt` has no placeholder; `key` is the option that it came from.
+        ConfigError: `prompt` has none; `key` is the option that it came from.
     """
-    if PLACEHOLDER not in prompt:
-        raise ConfigError(f"{key}: {prompt!r} does not say where the concept goes; write {PLACEHOLDER} in it, as in "
-                          f"'a photo of {PLACEHOLDER} on a beach'")  # fmt: skip
+    if not any(placeholder in prompt for placeholder in placeholders):
+        names = " or ".join(placeholders)
+        raise ConfigError(f"{key}: {prompt!r} does not say where the concept goes; write {names} in it, as in "
+                          f"'a photo of {placeholders[0]} on a beach'")  # fmt: skip
 
 
 def training_prompts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imprint.backbone import Backbone
-from imprint.config.methods import E4TTuneSpec, SampleSpec
-from imprint.errors import ConfigError
+from imprint.config.methods import FewStepSpec, SampleSpec
+from imprint.errors import ConceptError, ConfigError
 from imprint.methods import METHODS
-from imprint.methods.base import Pictures
+from imprint.methods.base import Pictures, TuneCallback
 from imprint.sampling.draw import ProgressCallback
 from imprint.tuning.concept import Concept
 
@@ -22,28 +22,49 @@ from imprint.tuning.concept import Concept
 def personalize(
     backbone: Backbone,
     pictures: Pictures,
-    spec: E4TTuneSpec,
+    spec: FewStepSpec,
     *,
-    encoder: str | Path | Any,
+    encoder: str | Path | Any | None = None,
     class_noun: str | None = None,
     seed: int = 0,
-    callback: Callable[[int, float], None] | None = None,
+    callback: TuneCallback | None = None,
 ) -> Concept:
     """Tune a method on pictures of one subject; the backbone is left as it was.
 
-    `encoder` is the folder that pretraining wrote, or what the method's `load_encoder` made of it. `callback` gets the
-    number of steps done and the loss.
+    `encoder` is the folder that pretraining wrote, or what the method's `load_encoder` made of it; methods without a
+    pretrained encoder take none. `callback` gets the number of steps done and the loss.
 
     Raises:
         CheckpointError: the encoder is missing, broken, or made for another backbone.
-        ConfigError: the method is unknown or the pictures do not fit.
+        ConfigError: the method is unknown, an encoder is missing or one too many, or the pictures do not fit.
         TrainingError: the loss is not finite.
     """
-    method = _method(spec.method)
+    name: str = spec.method  # type: ignore[attr-defined]
+    method = _method(name)
+    check_encoder(name, given=encoder is not None)
     source = str(encoder) if isinstance(encoder, str | Path) else None
-    pretrained = method.load_encoder(encoder, backbone) if source is not None else encoder
+    if encoder is None:
+        pretrained = backbone
+    else:
+        pretrained = method.load_encoder(encoder, backbone) if source is not None else encoder
     learned = method.tune(pretrained, pictures, spec, class_noun=class_noun, seed=seed, callback=callback)
     return Concept.of(learned, backbone, encoder=source, pictures=len(pictures.images))
+
+
+def check_encoder(method: str, *, given: bool) -> None:
+    """A method with a pretrained encoder needs it, and one without has no use for it.
+
+    Raises:
+        ConfigError: it is the other way round, or the method is unknown.
+    """
+    needed = hasattr(_method(method), "load_encoder")
+    if needed and not given:
+        raise ConfigError(
+            f"--encoder: {method} starts from a pretrained encoder and got none; give the folder of one, or of the run "
+            "that pretrained it (jobs/pretrain_encoder.yaml)"
+        )
+    if given and not needed:
+        raise ConfigError(f"--encoder: {method} has no pretrained encoder and got one; leave --encoder out")
 
 
 def sample_concept(
@@ -65,6 +86,41 @@ def sample_concept(
     return _method(concept.learned.method).sample(
         backbone, concept.learned, prompts, spec, seeds=seeds, progress=progress
     )
+
+
+def merge_concepts(concepts: Sequence[Concept], weights: Sequence[float] | None = None) -> Concept:
+    """Several concepts of one method and backbone in one; prompts then say `<concept-1>`, `<concept-2>`, ...
+
+    `weights` scale what each changes, where the method's changes can be scaled; 1 for all by default.
+
+    Raises:
+        ConceptError: the method cannot merge, or methods or backbones differ.
+        ConfigError: there are fewer than two concepts, or not one weight for each, or their names collide.
+    """
+    if len(concepts) < 2:
+        raise ConfigError(f"merging concepts: got {len(concepts)}, expected two or more")
+    weights = weights or [1.0] * len(concepts)
+    if len(weights) != len(concepts):
+        raise ConfigError(f"--weight: got {len(weights)} for {len(concepts)} concepts, expected one for each")
+    first = concepts[0]
+    kinds = sorted({concept.learned.method for concept in concepts})
+    if len(kinds) > 1:
+        raise ConceptError(f"merging concepts: they are of the methods {', '.join(kinds)}; expected one method for all")
+    if len({concept.backbone_fingerprint for concept in concepts}) > 1:
+        paths = sorted({concept.backbone_path for concept in concepts})
+        raise ConceptError(
+            f"merging concepts: they were learned on different backbones ({', '.join(paths)}); expected one for all"
+        )
+    method = _method(kinds[0])
+    if not hasattr(method, "merge"):
+        able = [name for name, module in METHODS.items() if hasattr(module, "merge")]
+        raise ConceptError(
+            f"merging concepts: what {kinds[0]} learns of one subject does not add up with another's; methods that "
+            f"merge: {', '.join(able)}"
+        )
+    learned = method.merge([concept.learned for concept in concepts], weights)
+    provenance = {"merged": [dict(concept.provenance) for concept in concepts], "weights": list(weights)}
+    return Concept(learned, first.backbone_path, first.backbone_fingerprint, provenance)
 
 
 def _method(name: str) -> ModuleType:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from imprint.config.base import Section
 from imprint.config.methods.prompts import DEFAULT_TEMPLATES
+from imprint.config.methods.tuning import FewStepSpec
 
 
 class E4TEncoderSpec(Section):
@@ -60,22 +61,13 @@ class LearningRates(Section):
     unet: float = Field(1e-4, ge=0)
 
 
-class E4TTuneSpec(Section):
+class E4TTuneSpec(FewStepSpec):
     """Tuning of E4T on one concept, section 3.4."""
 
     method: Literal["e4t"] = "e4t"
     steps: int = Field(15, ge=0, description="The paper's: 15 for faces, 5 for cats and art; 0 is the encoder alone")
     batch_size: int = Field(16, ge=1, description="Different crops and noise levels in a step; the paper's 16")
     learning_rates: LearningRates = LearningRates()
-    weight_decay: float = Field(0.0, ge=0)
     regularization: float = Field(0.1, ge=0, description="lambda_r of Eq. 5; the paper's 0.1 for faces, else 1e-4")
     unet: Literal["all", "attention", "none"] = Field("all", description="Which of the UNet's parameters are tuned")
     mask_loss: bool = Field(True, description="Weight the diffusion loss by the mask, where one is given")
-    crop_scale: float = Field(0.85, gt=0, le=1, description="Side of the smallest crop, as a share of the picture")
-    flip: bool = Field(True, description="Mirror half of the crops")
-    templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
-    context_probability: float = Field(1.0, ge=0, le=1, description="Share of prompts that end with a given context")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in; weights stay fp32")
-    storage: Literal["bf16", "fp16", "fp32"] = Field(
-        "bf16", description="How weight deltas are kept; fp16 rounds deltas below 6e-5 coarsely"
-    )

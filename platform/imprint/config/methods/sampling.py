@@ -20,3 +20,10 @@ class SampleSpec(Section):
     negative_prompt: str = ""
     batch_size: int = Field(16, ge=1, description="Pictures in one forward of the UNet (twice as many with guidance)")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in")
+
+
+class AncestralSampleSpec(SampleSpec):
+    """How pictures are drawn by an ancestral sampler."""
+
+    steps: int = Field(50, ge=1)
+    sampler: Literal["ddpm", "euler_ancestral"] = "ddpm"

@@ -19,8 +19,7 @@ from imprint.errors import ConceptError
 from imprint.methods.base import Learned
 from imprint.methods.e4t.artifact import load_state
 from imprint.methods.e4t.parts import E4TParts
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from imprint.methods.weight_deltas import add_deltas, pack_deltas
 
 
 @torch.no_grad()
@@ -34,13 +33,11 @@ def pack(
     seed: int,
 ) -> Learned:
     """Bake the offsets into the tuned weights and keep the differences, in the precision that the spec says."""
-    dtype = _DTYPES[spec.storage]
     base = {**parts.base_weights(), **unet}
     baked = {**unet, **(parts.offsets.bake(base) if parts.offsets is not None else {})}
-    own = dict(parts.backbone.unet.named_parameters())
     tensors = {f"encoder.{name}": value.detach().clone() for name, value in parts.encoder.state_dict().items()}
     tensors |= {f"clip.{index}": feature.float() for index, feature in enumerate(features)}
-    tensors |= {f"unet.{name}": (value.float() - own[name].float()).to(dtype) for name, value in baked.items()}
+    tensors |= pack_deltas(parts.backbone, {f"unet.{name}": value for name, value in baked.items()}, spec.storage)
     settings = {"spec": parts.spec.model_dump(mode="json"), "tune": spec.model_dump(mode="json"), "seed": seed}
     return Learned("e4t", class_noun, tensors, settings)
 
@@ -70,13 +67,5 @@ def unpack(backbone: Backbone, learned: Learned) -> ReadyConcept:
         backbone, spec, count, features[0].shape[1], domain_word=learned.class_noun, with_offsets=False
     )
     load_state(parts.encoder, "encoder.", learned.tensors, "the concept")
-    own = dict(backbone.unet.named_parameters())
-    weights = {}
-    for name, delta in learned.tensors.items():
-        if name.startswith("unet."):
-            parameter = own.get(name.removeprefix("unet."))
-            if parameter is None or parameter.shape != delta.shape:
-                raise ConceptError(f"reading a concept: {name} {tuple(delta.shape)} does not fit the backbone's UNet")
-            merged = parameter.float() + delta.to(parameter.device, torch.float32)
-            weights[name.removeprefix("unet.")] = merged.to(parameter.dtype)
-    return ReadyConcept(parts, features, weights)
+    weights = add_deltas(backbone, learned.tensors, ["unet"])
+    return ReadyConcept(parts, features, {name.removeprefix("unet."): value for name, value in weights.items()})

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imprint.backbone import Backbone, NoiseSchedule
-from imprint.methods.diffusion_loss import random_noise, stratified_timesteps
+from imprint.backbone import Backbone
+from imprint.methods.diffusion_loss import min_snr_weights, random_noise, stratified_timesteps
 from imprint.objective import Batch, Objective, StepOutput
 
 
@@ -23,7 +23,7 @@ class LatentBatch(Batch):
 class DenoisingObjective(Objective):
     """UNet and text encoders train together on || target - network(x_t, t, text) ||^2 (DDPM Eq. 14).
 
-    min-SNR weighting, arXiv:2303.09556 Eq. 4 and Section 3.4: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v.
+    `min_snr_gamma` weights each timestep's error by min-SNR.
     """
 
     def __init__(
@@ -54,19 +54,6 @@ class DenoisingObjective(Objective):
         noisy = backbone.schedule.add_noise(latents, noise, timesteps)
         output = backbone.denoise(noisy, timesteps, backbone.encode_text(captions)).float()
         errors = (output - backbone.schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
-        loss = (errors * min_snr_weights(backbone.schedule, timesteps, self.min_snr_gamma)).mean()
+        weights = min_snr_weights(backbone.schedule, timesteps, self.min_snr_gamma)
+        loss = errors.mean() if weights is None else (errors * weights).mean()
         return StepOutput(loss, {"unweighted": errors.detach().mean()})
-
-
-def min_snr_weights(schedule: NoiseSchedule, timesteps: Tensor, gamma: float | None) -> Float[Tensor, "b"]:
-    """The weight of each timestep's squared error; ones without gamma."""
-    if gamma is None:
-        return torch.ones(len(timesteps))
-    abar = schedule.alphas_cumprod[timesteps]
-    snr = abar / (1 - abar)
-    clipped = snr.clamp(max=gamma)
-    if schedule.prediction_type == "epsilon":
-        return (clipped / snr).float()
-    if schedule.prediction_type == "v_prediction":
-        return (clipped / (snr + 1)).float()
-    return clipped.float()

@@ -1,0 +1,94 @@
+"""Tuning of DreamBooth on one subject: all weights or LoRA, with prior preservation.
+
+Source: DreamBooth, arXiv:2208.12242, section 4. Tuning trains in a shell; the backbone itself is never touched.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from imprint.backbone import Backbone
+from imprint.config.methods import DreamBoothTuneSpec
+from imprint.methods.augment import random_views, spread_evenly
+from imprint.methods.base import Learned, Pictures, TuneCallback
+from imprint.methods.dreambooth.loss import dreambooth_loss
+from imprint.methods.dreambooth.prior import class_images, class_prompt
+from imprint.methods.few_steps import adamw, check_tuning, prepared, require_class_noun, run_steps
+from imprint.methods.phrases import phrase_concept, phrase_of, spell
+from imprint.methods.subject_batch import NoisyBatch, noisy_batch, subject_batch
+from imprint.methods.trained import Trained, train_low_rank, train_weights
+
+
+def tune(
+    backbone: Backbone,
+    pictures: Pictures,
+    spec: DreamBoothTuneSpec,
+    *,
+    class_noun: str | None = None,
+    seed: int = 0,
+    callback: TuneCallback | None = None,
+) -> Learned:
+    """Bind a rare word to the subject of a few pictures.
+
+    The first tuning on a class draws its class images, which takes longer than tuning itself on a small model.
+
+    Raises:
+        ConfigError: there is no class noun or no rare word, or templates, masks or contexts do not fit.
+        StorageError: the cache of class images cannot be written.
+        TrainingError: the loss is not finite.
+    """
+    noun = require_class_noun(class_noun, spec.method)
+    check_tuning(pictures, spec)
+    phrase = phrase_of(backbone, pictures, spec, noun, seed)
+    prior_images = class_images(backbone, spec.prior, noun) if spec.prior.enabled else None
+    trained = _trained(backbone, spec, seed)
+    images, masks = prepared(backbone, pictures)
+    model = trained.backbone
+
+    def loss(generator: torch.Generator) -> Float[Tensor, ""]:
+        subject = subject_batch(model, spec, images, masks, pictures.contexts, generator)
+        xt, timesteps, prompts = subject.xt, subject.timesteps, spell(subject.prompts, phrase)
+        prior = None
+        if prior_images is not None:
+            prior = prior_batch(model, spec, prior_images, class_prompt(spec.prior, noun), generator)
+            xt, timesteps = torch.cat([xt, prior.xt]), torch.cat([timesteps, prior.timesteps])
+            prompts = [*prompts, *prior.prompts]
+        output = model.denoise(xt, timesteps, model.encode_text(prompts))
+        return dreambooth_loss(
+            output, subject, prior, model.schedule, prior_weight=spec.prior.weight, min_snr_gamma=spec.min_snr_gamma
+        )
+
+    optimizer = adamw(trained.groups, weight_decay=spec.weight_decay)
+    run_steps(loss, optimizer, spec, seed=seed, device=backbone.device, callback=callback)
+    return phrase_concept(spec.method, phrase, noun, trained.pack(backbone, spec.storage), spec, seed)
+
+
+def prior_batch(
+    backbone: Backbone,
+    spec: DreamBoothTuneSpec,
+    images: UInt8[Tensor, "n 3 h w"],
+    prompt: str,
+    generator: torch.Generator,
+) -> NoisyBatch:
+    """As many class images as the subject has crops, whole, with noise and timesteps of their own."""
+    order = spread_evenly(len(images), spec.batch_size, generator)
+    chosen = images[order.to(images.device)].to(backbone.device, torch.float32) / 127.5 - 1
+    views = random_views(
+        chosen,
+        len(chosen),
+        backbone.image_size,
+        crop_scale=1.0,
+        flip=spec.flip,
+        generator=generator,
+        order=torch.arange(len(chosen)),
+    )
+    return noisy_batch(backbone, views, generator, [prompt] * len(chosen))
+
+
+def _trained(backbone: Backbone, spec: DreamBoothTuneSpec, seed: int) -> Trained:
+    if spec.train == "lora":
+        return train_low_rank(backbone, spec.lora, text_encoders=spec.text_encoder, seed=seed)
+    rates = spec.learning_rates
+    return train_weights(backbone, unet=rates.unet, text_encoders=rates.text_encoder if spec.text_encoder else 0.0)

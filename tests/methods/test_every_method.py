@@ -1,0 +1,152 @@
+"""What holds for every method that starts from the backbone alone, on every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from imprint.backbone import Backbone
+from imprint.config.methods import DreamBoothTuneSpec, FewStepSpec, LoraTuneSpec, SampleSpec, TextualInversionTuneSpec
+from imprint.errors import ConfigError, TrainingError
+from imprint.methods import METHODS
+from imprint.methods.base import Pictures
+from imprint.tuning import Concept, personalize, sample_concept
+
+SpecMaker = Callable[..., FewStepSpec]
+CHANGED = {
+    "full": {"unet"},
+    "full and text": {"unet", "text_encoder"},
+    "lora": {"lora"},
+    "dreambooth lora": {"lora"},
+    "word": {"word"},
+}
+
+
+@pytest.fixture(params=list(CHANGED))
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def spec(kind: str, tmp_path: Path) -> SpecMaker:
+    """The spec of two quick steps, with class images small enough for a test."""
+    prior = {"images": 3, "cache_dir": str(tmp_path / "class-images"), "sampling": {"steps": 1}}
+    identifier = {"rare_share": 1.0}
+    rates = {"unet": 1e-3, "text_encoder": 1e-3}
+    own: dict[str, tuple[type[FewStepSpec], dict[str, Any]]] = {
+        "full": (DreamBoothTuneSpec, {"prior": prior, "learning_rates": rates, "identifier": identifier}),
+        "full and text": (
+            DreamBoothTuneSpec,
+            {"prior": prior, "learning_rates": rates, "identifier": identifier, "text_encoder": True},
+        ),
+        "lora": (LoraTuneSpec, {"lora": {"learning_rate": 1e-2}, "identifier": identifier, "text_encoder": True}),
+        "dreambooth lora": (
+            DreamBoothTuneSpec,
+            {"prior": prior, "train": "lora", "lora": {"learning_rate": 1e-2}, "identifier": identifier},
+        ),
+        "word": (TextualInversionTuneSpec, {"learning_rate": 1e-1}),
+    }
+    section, keys = own[kind]
+    return lambda **more: section(**({"steps": 2, "batch_size": 2, "storage": "fp32"} | keys | more))
+
+
+def pictures(count: int = 2, **more: Any) -> Pictures:
+    images = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    return Pictures(images, **more)
+
+
+def draw(backbone: Backbone, concept: Concept) -> torch.Tensor:
+    return sample_concept(backbone, concept, ["a photo of <concept>"] * 2, SampleSpec(steps=2), seeds=[1, 2])
+
+
+def test_tuning_and_sampling_on_every_family(backbone: Backbone, spec: SpecMaker, kind: str, tmp_path: Path) -> None:
+    """Forward, backward, two steps, saving, loading, sampling; and the backbone as it was."""
+    fingerprint = backbone.fingerprint()
+    losses: list[float] = []
+    concept = personalize(
+        backbone, pictures(), spec(), class_noun="cat", callback=lambda step, loss: losses.append(loss)
+    )
+    assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
+    assert backbone.fingerprint() == fingerprint
+    assert not any(p.requires_grad or p.grad is not None for m in backbone.modules() for p in m.parameters())
+    kinds = {name.partition(".")[0].removesuffix("_2") for name in concept.learned.tensors}
+    assert kinds == CHANGED[kind]
+    assert any(float(value.abs().max()) > 0 for value in concept.learned.tensors.values())
+    loaded = Concept.load(concept.save(tmp_path / "concept"))
+    drawn = draw(backbone, loaded)
+    assert drawn.shape == (2, 3, 16, 16) and bool(drawn.isfinite().all())
+    assert torch.equal(drawn, draw(backbone, concept))
+    assert backbone.fingerprint() == fingerprint
+
+
+def test_an_exception_from_the_callback_changes_nothing(sd15: Backbone, spec: SpecMaker) -> None:
+    fingerprint = sd15.fingerprint()
+
+    def cancel(step: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        personalize(sd15, pictures(), spec(), class_noun="cat", callback=cancel)
+    assert sd15.fingerprint() == fingerprint
+    assert not any(p.requires_grad or p.grad is not None for m in sd15.modules() for p in m.parameters())
+    assert not any("lora" in type(module).__module__ for m in sd15.modules() for module in m.modules())
+
+
+def test_the_same_seed_gives_the_same_concept(sd15: Backbone, spec: SpecMaker) -> None:
+    torch.manual_seed(0)
+    first = personalize(sd15, pictures(), spec(), class_noun="cat", seed=3).learned
+    torch.manual_seed(1)
+    second = personalize(sd15, pictures(), spec(), class_noun="cat", seed=3).learned
+    other = personalize(sd15, pictures(), spec(), class_noun="cat", seed=4).learned
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+    assert any(not torch.equal(value, other.tensors[name]) for name, value in first.tensors.items())
+
+
+@pytest.mark.parametrize("noun", [None, "", "  "])
+def test_a_class_noun_is_needed(sd15: Backbone, spec: SpecMaker, noun: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"--class-noun: \w+ needs to know what the subject is"):
+        personalize(sd15, pictures(), spec(), class_noun=noun)
+
+
+def test_an_encoder_is_refused(sd15: Backbone, spec: SpecMaker) -> None:
+    with pytest.raises(ConfigError, match="has no pretrained encoder and got one"):
+        personalize(sd15, pictures(), spec(), class_noun="cat", encoder="runs/e4t-faces")
+
+
+def test_masks_and_contexts_must_fit(sd15: Backbone, spec: SpecMaker) -> None:
+    with pytest.raises(ConfigError, match="1 masks for 2 pictures"):
+        personalize(sd15, pictures(masks=torch.ones(1, 1, 16, 16)), spec(), class_noun="cat")
+
+
+def test_a_loss_that_is_not_finite_stops_tuning(sd15: Backbone, spec: SpecMaker) -> None:
+    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
+        personalize(sd15, Pictures(torch.full((1, 3, 16, 16), float("nan"))), spec(), class_noun="cat")
+
+
+def test_a_prompt_without_the_placeholder(sd15: Backbone, spec: SpecMaker) -> None:
+    concept = personalize(sd15, pictures(), spec(steps=1), class_noun="cat")
+    with pytest.raises(ConfigError, match="write <concept> in it"):
+        sample_concept(sd15, concept, ["a photo of a cat"], SampleSpec(steps=1))
+
+
+def test_a_mask_changes_the_loss_where_it_is_asked_for(sd15: Backbone, spec: SpecMaker) -> None:
+    masks = torch.zeros(2, 1, 16, 16)
+    masks[..., :4] = 1
+    losses: list[float] = []
+    for on in (True, False):
+        personalize(
+            sd15, pictures(masks=masks), spec(steps=1, mask_loss=on), class_noun="cat",
+            callback=lambda step, loss: losses.append(loss),
+        )  # fmt: skip
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_the_doors(name: str) -> None:
+    module = METHODS[name]
+    assert callable(module.tune) and callable(module.sample)
+    assert set(module.__all__) >= {"sample", "tune"}
