@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from ray.data.context import DataContext
 
 from imprint.pipelines import reader
+from imprint.pipelines.blocks import RAYS_TARGET
 from imprint.pipelines.pacing import PacedScheduling
 
 
@@ -28,11 +30,12 @@ def test_a_turn_that_took_long_is_not_made_longer() -> None:
     assert time.monotonic() - began < 0.01
 
 
+@pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle.*:DeprecationWarning")  # Ray's own copy() sets it
 def test_the_context_of_the_process_stays_as_it_was() -> None:
     before = DataContext.get_current()
     classes, size = list(before.custom_execution_callback_classes), before.target_max_block_size
-    ours = reader._our_context()
+    ours = reader._our_context(1000)
     assert PacedScheduling in ours.custom_execution_callback_classes
-    assert ours.target_max_block_size == reader.BLOCK_BYTES
+    assert ours.target_max_block_size == int(RAYS_TARGET * 1000)
     assert list(before.custom_execution_callback_classes) == classes
     assert before.target_max_block_size == size
