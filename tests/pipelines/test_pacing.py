@@ -30,7 +30,7 @@ def test_a_turn_that_took_long_is_not_made_longer() -> None:
     assert time.monotonic() - began < 0.01
 
 
-@pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle.*:DeprecationWarning")  # Ray's own copy() sets it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray warns of what its own copy() sets
 def test_the_context_of_the_process_stays_as_it_was() -> None:
     before = DataContext.get_current()
     classes, size = list(before.custom_execution_callback_classes), before.target_max_block_size
