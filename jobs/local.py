@@ -41,16 +41,17 @@ class Pictures:
     captions: list[str]
     keys: list[str]
     weights: np.ndarray  # [n], sums to 1
+    masks: np.ndarray | None = None  # uint8 [n, h, w]; 255 on the subject, and everywhere where a sample has none
 
 
-def load_pictures(sources: Sequence[ShardSource]) -> Pictures:
+def load_pictures(sources: Sequence[ShardSource], *, with_masks: bool = False) -> Pictures:
     """Read whole shards; a bad sample is left out with a warning.
 
     Raises:
         DataError: nothing readable is there, or the pictures differ in size.
     """
     images: list[np.ndarray] = []
-    captions, keys, weights = [], [], []
+    captions, keys, weights, masks = [], [], [], []
     total = sum(source.weight for source in sources)
     for source in sources:
         first = len(images)
@@ -68,13 +69,16 @@ def load_pictures(sources: Sequence[ShardSource]) -> Pictures:
                     images.append(sample["image"])
                     captions.append(sample["caption"])
                     keys.append(entry.key)
+                    if with_masks:
+                        mask = sample["mask"]
+                        masks.append(np.full(images[-1].shape[:2], 255, np.uint8) if mask is None else mask)
         count = len(images) - first
         if not count:
             raise DataError(f"reading {list(source.shards)}: no sample of split {source.split!r} could be read")
         weights += [source.weight / total / count] * count
     if len({image.shape for image in images}) > 1:
         raise DataError("reading shards into memory: the pictures differ in size; give shards of one size")
-    return Pictures(np.stack(images), captions, keys, np.asarray(weights))
+    return Pictures(np.stack(images), captions, keys, np.asarray(weights), np.stack(masks) if with_masks else None)
 
 
 def draw(weights: np.ndarray, batch_size: int, seed: int, step: int) -> np.ndarray:

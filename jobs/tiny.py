@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from PIL import Image
 from rich.progress import track
 from transformers import CLIPTokenizer
 
 from imprint.backbone import Backbone
+from imprint.backbone.loading import EMBEDDED, embedded_path
 from imprint.backbone.tiny import (
     assemble,
     build_autoencoder,
@@ -40,10 +42,10 @@ log = logging.getLogger(__name__)
 _ENCODE_BATCH = 128
 
 
-def _start(spec: LocalTraining) -> Pictures:
+def _start(spec: LocalTraining, *, with_masks: bool = False) -> Pictures:
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.seed)
-    return load_pictures(spec.sources)
+    return load_pictures(spec.sources, with_masks=with_masks)
 
 
 def _finished(spec: LocalTraining, step: int) -> None:
@@ -67,7 +69,7 @@ def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
 def _keep_record(spec: LocalTraining, folder: Path) -> None:
     """Beside the weights: the job as it ran and its log."""
     record = folder / "training" / spec.job  # type: ignore[attr-defined]
-    record.mkdir(parents=True)
+    record.mkdir(parents=True, exist_ok=True)
     for name in ("job.yaml", "log.jsonl"):
         shutil.copyfile(Path(resolve_path(spec.runs)) / spec.name / name, record / name)
 
@@ -122,16 +124,15 @@ def run_clip(spec: TrainTinyClip, *, job_file: Path | None, source: str) -> None
 
 def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> None:
     """Train UNet and text encoder on the latents of a finished autoencoder; writes a diffusers folder."""
-    pictures = _start(spec)
-    vae = AutoencoderTiny.from_pretrained(resolve_path(spec.vae), dtype=torch.float32).eval().requires_grad_(False)
-    clip = ClipFeatures.load(resolve_path(spec.clip)).model
-    tokenizer = CLIPTokenizer.from_pretrained(resolve_path(spec.clip), model_max_length=len(clip.positional_embedding))
-    text_encoder = text_encoder_of_clip(clip, tokenizer)
-    size = pictures.images.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1)
-    channels = vae.config.latent_channels
-    unet = build_unet(spec.unet, latent_channels=channels, latent_size=size, text_width=text_encoder.config.hidden_size)
-    backbone = assemble(unet, vae, text_encoder, tokenizer, spec.prediction_type)
-    objective = DenoisingObjective(backbone, caption_dropping=spec.caption_dropping, min_snr_gamma=spec.min_snr_gamma)
+    weighted = spec.subject_weight != 1
+    pictures = _start(spec, with_masks=weighted)
+    backbone = _further(spec) if spec.initialize_from else _untrained(spec, pictures.images.shape[1])
+    objective = DenoisingObjective(
+        backbone,
+        caption_dropping=spec.caption_dropping,
+        min_snr_gamma=spec.min_snr_gamma,
+        subject_weight=spec.subject_weight,
+    )
     moments = _latent_moments(backbone, pictures)
     batch_size = spec.training.batch_size
     state = run_training(
@@ -141,12 +142,50 @@ def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> 
 
     def write(folder: Path) -> None:
         save_backbone(backbone, folder)
+        _keep_earlier_records(spec, backbone, folder)
         _keep_record(spec, folder)
-        vae_record = Path(resolve_path(spec.vae)) / "training"
-        if vae_record.is_dir():
-            shutil.copytree(vae_record, folder / "training", dirs_exist_ok=True)
 
     _write_whole(Path(resolve_path(spec.output)), write)
+
+
+def _untrained(spec: TrainBackbone, image_size: int) -> Backbone:
+    """A new UNet around the finished autoencoder, and a text encoder that starts as the small CLIP's text tower."""
+    assert spec.vae is not None and spec.clip is not None
+    vae = AutoencoderTiny.from_pretrained(resolve_path(spec.vae), dtype=torch.float32).eval().requires_grad_(False)
+    clip = ClipFeatures.load(resolve_path(spec.clip)).model
+    tokenizer = CLIPTokenizer.from_pretrained(resolve_path(spec.clip), model_max_length=len(clip.positional_embedding))
+    text_encoder = text_encoder_of_clip(clip, tokenizer)
+    size = image_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    channels = vae.config.latent_channels
+    unet = build_unet(spec.unet, latent_channels=channels, latent_size=size, text_width=text_encoder.config.hidden_size)
+    return assemble(unet, vae, text_encoder, tokenizer, spec.prediction_type)
+
+
+def _further(spec: TrainBackbone) -> Backbone:
+    """A finished backbone whose UNet and text encoders train again."""
+    assert spec.initialize_from is not None
+    place = resolve_path(spec.initialize_from)
+    backbone = Backbone.load(place if Path(place).exists() else spec.initialize_from)
+    for module in (backbone.unet, *backbone.text_encoders):
+        module.requires_grad_(True).train()
+    return backbone
+
+
+def _keep_earlier_records(spec: TrainBackbone, backbone: Backbone, folder: Path) -> None:
+    """The records of what this run started from: of the autoencoder, or of the whole backbone under `before/`."""
+    if spec.initialize_from is None:
+        source = Path(resolve_path(str(spec.vae)))
+    else:
+        source = embedded_path(backbone.path) if backbone.path in EMBEDDED else Path(backbone.path)
+    record = source / "training"
+    if not record.is_dir():
+        return
+    shutil.copytree(record, folder / "training", dirs_exist_ok=True)
+    own = folder / "training" / spec.job
+    if own.is_dir():
+        before = own.rename(own.with_name(f".{spec.job}"))
+        own.mkdir()
+        before.rename(own / "before")
 
 
 def _latent_moments(backbone: Backbone, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
@@ -168,10 +207,14 @@ def _latent_batches(
 ) -> Iterator[LatentBatch]:
     while True:
         index = draw(pictures.weights, batch_size, seed, step)
-        yield {
+        batch = {
             "latent_mean": torch.from_numpy(moments[0][index]).float(),
             "latent_std": torch.from_numpy(moments[1][index]).float(),
             "captions": [pictures.captions[i] for i in index],
             "keys": [pictures.keys[i] for i in index],
-        }  # type: ignore[typeddict-item]
+        }
+        if pictures.masks is not None:
+            masks = torch.from_numpy(pictures.masks[index])[:, None].float() / 255
+            batch["masks"] = F.adaptive_avg_pool2d(masks, moments[0].shape[-2:])
+        yield batch  # type: ignore[misc]
         step += 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.training import CheckpointSpec, EngineSpec, TrackingSpec, TrainingSpec
@@ -106,12 +106,34 @@ class UnetModel(Section):
 
 
 class TrainBackbone(LocalTraining):
-    """Text-to-image on latents of a finished autoencoder: the UNet from nothing, the text encoder from CLIP's."""
+    """Text-to-image on latents of a finished autoencoder: the UNet from nothing, the text encoder from CLIP's.
+
+    Or all of it from a finished backbone, which is trained further.
+    """
 
     job: Literal["train_backbone"]
-    vae: str = Field(description="folder of the autoencoder")
-    clip: str = Field(description="folder of the small CLIP: its tokenizer, and its text tower to start from")
+    initialize_from: str | None = Field(
+        None, description="backbone to train further (embedded name, diffusers folder), not vae, clip, unet"
+    )
+    vae: str | None = Field(None, description="folder of the autoencoder")
+    clip: str | None = Field(None, description="folder of the small CLIP: tokenizer, and text tower to start from")
     unet: UnetModel = UnetModel()
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    subject_weight: float = Field(
+        1.0, gt=0, description="weight of the loss on the subject, by the sample's mask, against 1 on the background"
+    )
     caption_dropping: float = Field(0.1, ge=0, le=1, description="share of empty captions, for guidance")
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv:2303.09556); null: none")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        own = {"vae": self.vae, "clip": self.clip}
+        if self.initialize_from is None:
+            missing = [key for key, value in own.items() if value is None]
+            if missing:
+                raise ValueError(f"{' and '.join(missing)}: missing; give both, or initialize_from")
+        else:
+            given = [key for key in ("vae", "clip", "unet", "prediction_type") if key in self.model_fields_set]
+            if given:
+                raise ValueError(f"initialize_from brings its own {', '.join(given)}; leave these out")
+        return self

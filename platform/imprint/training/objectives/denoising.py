@@ -23,11 +23,17 @@ class LatentBatch(Batch):
 class DenoisingObjective(Objective):
     """UNet and text encoders train together on || target - network(x_t, t, text) ||^2 (DDPM Eq. 14).
 
-    `min_snr_gamma` weights each timestep's error by min-SNR.
+    `min_snr_gamma` weights each timestep's error by min-SNR. `subject_weight` weights the subject's part of the
+    picture, by the batch's masks, against 1 for the background; each picture's weights have the mean 1.
     """
 
     def __init__(
-        self, backbone: Backbone, *, caption_dropping: float = 0.1, min_snr_gamma: float | None = None
+        self,
+        backbone: Backbone,
+        *,
+        caption_dropping: float = 0.1,
+        min_snr_gamma: float | None = None,
+        subject_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.unet = backbone.unet
@@ -35,6 +41,7 @@ class DenoisingObjective(Objective):
         self.backbone = (backbone,)  # in a tuple: the autoencoder must not register as a submodule
         self.caption_dropping = caption_dropping
         self.min_snr_gamma = min_snr_gamma
+        self.subject_weight = subject_weight
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The text encoders know the words already and move at a fifth of the UNet's rate."""
@@ -53,7 +60,11 @@ class DenoisingObjective(Objective):
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch["captions"], strict=True)]
         noisy = backbone.schedule.add_noise(latents, noise, timesteps)
         output = backbone.denoise(noisy, timesteps, backbone.encode_text(captions)).float()
-        errors = (output - backbone.schedule.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
+        errors = (output - backbone.schedule.target(latents, noise, timesteps)).square()
+        each = errors.mean(dim=(1, 2, 3))
+        if self.subject_weight != 1:
+            emphasis = 1 + (self.subject_weight - 1) * batch["masks"]
+            each = (errors * emphasis).mean(dim=(1, 2, 3)) / emphasis.mean(dim=(1, 2, 3))
         weights = min_snr_weights(backbone.schedule, timesteps, self.min_snr_gamma)
-        loss = errors.mean() if weights is None else (errors * weights).mean()
+        loss = each.mean() if weights is None else (each * weights).mean()
         return StepOutput(loss, {"unweighted": errors.detach().mean()})
