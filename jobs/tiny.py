@@ -132,6 +132,7 @@ def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> 
         caption_dropping=spec.caption_dropping,
         min_snr_gamma=spec.min_snr_gamma,
         subject_weight=spec.subject_weight,
+        timestep_logits=spec.timestep_logits,
     )
     moments = _latent_moments(backbone, pictures)
     batch_size = spec.training.batch_size

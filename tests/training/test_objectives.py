@@ -1,13 +1,18 @@
 """The objectives that make a backbone, against their formulas."""
 
+import math
+from pathlib import Path
+
+import pytest
 import torch
 
-from imprint.backbone import NoiseSchedule
+from imprint.backbone import Backbone, NoiseSchedule
 from imprint.backbone.tiny import build_autoencoder
 from imprint.config.jobs.tiny import AutoencoderLoss, AutoencoderModel
+from imprint.methods.diffusion_loss import stratified_timesteps
 from imprint.training.objectives.autoencoder import AutoencoderObjective, latent_scale, random_crop
 from imprint.training.objectives.contrastive import ContrastiveObjective
-from imprint.training.objectives.denoising import min_snr_weights
+from imprint.training.objectives.denoising import DenoisingObjective, min_snr_weights
 
 CONFIG = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -22,6 +27,47 @@ def test_min_snr_weights_are_those_of_the_paper() -> None:
             snr = abar / (1 - abar)
             divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1.0}[prediction_type]
             assert abs(weight - min(snr, 5.0) / divisor) < 1e-5
+
+
+def test_the_subject_weighs_more_and_the_mean_weight_is_one(tiny_sd15: Path) -> None:
+    backbone = Backbone.load(tiny_sd15)
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, *backbone.latent_shape, generator=generator)
+    masks = (torch.rand(2, 1, *backbone.latent_shape[1:], generator=generator) > 0.6).float()
+    batch = {"latent_mean": latents, "latent_std": torch.zeros_like(latents), "masks": masks,
+             "captions": ["a cat", "a face"], "keys": ["1", "2"]}  # fmt: skip
+    errors = []
+
+    def weighted(weight: float) -> float:
+        objective = DenoisingObjective(backbone, caption_dropping=0, subject_weight=weight)
+        return float(objective(batch, torch.Generator().manual_seed(5)).loss)
+
+    original = backbone.schedule.target
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(backbone.schedule), "target", lambda *a: errors.append(original(*a[1:])) or errors[-1])
+        patch.setattr(type(backbone), "denoise", lambda self, noisy, *a, **k: torch.zeros_like(noisy))
+        plain, three = weighted(1.0), weighted(3.0)
+    square = errors[0].double().square()
+    assert plain == pytest.approx(float(square.mean()), rel=1e-5)
+    each = [
+        sum((3 if masks[i, 0, y, x] else 1) * square[i, :, y, x].mean() for y in range(8) for x in range(8))
+        / sum(3 if masks[i, 0, y, x] else 1 for y in range(8) for x in range(8))
+        for i in range(2)
+    ]
+    assert three == pytest.approx(float(sum(each)) / 2, rel=1e-5)
+
+
+def test_logit_normal_timesteps_have_the_quantiles_of_eq_19() -> None:
+    mean, deviation = -0.5, 1.0
+    timesteps = torch.cat(
+        [stratified_timesteps(64, 1000, torch.Generator().manual_seed(s), (mean, deviation)) for s in range(200)]
+    ).double()
+    for t in (100, 300, 500, 900):
+        logit = math.log(t / (1000 - t))
+        expected = 0.5 * (1 + math.erf((logit - mean) / deviation / math.sqrt(2)))
+        assert float((timesteps < t).double().mean()) == pytest.approx(expected, abs=0.004)
+    assert timesteps.min() >= 0
+    assert timesteps.max() <= 999
 
 
 def test_contrast_equals_cross_entropy_by_hand_and_forgives_equal_captions() -> None:

@@ -34,6 +34,7 @@ class DenoisingObjective(Objective):
         caption_dropping: float = 0.1,
         min_snr_gamma: float | None = None,
         subject_weight: float = 1.0,
+        timestep_logits: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.unet = backbone.unet
@@ -42,6 +43,7 @@ class DenoisingObjective(Objective):
         self.caption_dropping = caption_dropping
         self.min_snr_gamma = min_snr_gamma
         self.subject_weight = subject_weight
+        self.timestep_logits = timestep_logits
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The text encoders know the words already and move at a fifth of the UNet's rate."""
@@ -55,7 +57,7 @@ class DenoisingObjective(Objective):
         mean, std = batch["latent_mean"], batch["latent_std"]
         latents = mean + std * random_noise(mean, generator)
         noise = random_noise(latents, generator)
-        timesteps = stratified_timesteps(len(latents), backbone.schedule.num_timesteps, generator)
+        timesteps = stratified_timesteps(len(latents), backbone.schedule.num_timesteps, generator, self.timestep_logits)
         dropped = torch.rand(len(latents), generator=generator) < self.caption_dropping
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch["captions"], strict=True)]
         noisy = backbone.schedule.add_noise(latents, noise, timesteps)
