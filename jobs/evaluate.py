@@ -68,7 +68,6 @@ def run(spec: Evaluate, *, job_file: Path | None, source: str) -> None:
         scores,
         [one.tuning_seconds or 0.0 for one in drawn],
         steps=spec.tuning.steps,
-        reader_accuracy=reader.accuracy if reader else {},
         facts=_facts(spec, time.perf_counter() - began),
     )
     report.write(folder, scores, [subject.identity for subject in subjects])

@@ -40,7 +40,8 @@ def picture(identity: int, variant: int, **attributes: str) -> Picture:
 def subject(number: int) -> Subject:
     targets = tuple(picture(number, variant) for variant in (2, 3))
     scene = {"background": "red" if number % 2 else "blue", "glasses": "none", "expression": "sad"}
-    return Subject(number, f"id-{number}", picture(number, 0, skin="tan"), picture(number, 1), targets, scene)
+    shown = {"background": "red" if number % 4 else "blue", "glasses": "none" if number < 2 else "round glasses"}
+    return Subject(number, f"id-{number}", picture(number, 0, skin="tan", **shown), picture(number, 1), targets, scene)
 
 
 def drawn(number: int) -> Drawn:
@@ -96,14 +97,13 @@ def test_whether_the_prompt_was_obeyed(scored: tuple[list[Subject], Scores]) -> 
     assert obeyed["glasses"].tolist() == [1.0] * COUNT and obeyed["expression"].tolist() == [0.0] * COUNT
     # Every picture is read as red: half of the subjects are asked for it, whoever the picture was drawn for.
     assert scores.chance == {"background": 0.5, "glasses": 1.0, "expression": 0.0}
+    # Two of eight real pictures are blue and read as red; of glasses only "none" is asked; expressions are not known.
+    assert scores.readable == {"background": 0.75, "glasses": 1.0}
     assert scores.kept["tuned"].tolist() == [1.0] * COUNT
 
 
 def report(scores: Scores) -> Report:
-    return Report.of(
-        scores, [1.5] * COUNT, steps=15, reader_accuracy={"background": 0.98, "glasses": 0.9, "hair": 0.8},
-        facts={"actors": 2},
-    )  # fmt: skip
+    return Report.of(scores, [1.5] * COUNT, steps=15, facts={"actors": 2})
 
 
 def test_the_report_says_what_the_scores_say(scored: tuple[list[Subject], Scores]) -> None:
@@ -112,13 +112,13 @@ def test_the_report_says_what_the_scores_say(scored: tuple[list[Subject], Scores
     assert found.labels["tuned"] == "after 15 steps"
     difference = found.differences["encoder - wrong_reference"]
     assert difference.mean == pytest.approx((scores.identity["encoder"] - scores.identity["wrong_reference"]).mean())
-    assert found.tuning_seconds.mean == 1.5 and set(found.reader_accuracy) == {"background", "glasses"}
+    assert found.tuning_seconds.mean == 1.5
     text = found.markdown()
     row = next(line for line in text.splitlines() if line.startswith("| after 15 steps |"))
     assert f"{scores.identity['tuned'].mean():.3f}" in row
     assert "| encoder alone minus wrong reference |" in text and "| yes |" in text
     assert "| by luck (another subject's picture) | 50% | 100% | 0% |" in text
-    assert "| reader on real held-out pictures | 98% | 90% | - |" in text
+    assert "| real pictures of what was asked | 75% | 100% | - |" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.count("|") in (4, 5) for line in lines)
     assert found.metrics()["obeyed/new_scene/background"] == 0.5
@@ -141,5 +141,5 @@ def test_without_a_reader_there_is_no_word_on_prompts() -> None:
     subjects = [subject(number) for number in range(COUNT)]
     scores = Scorer(network, None, calibration).score(subjects, [drawn(number) for number in range(COUNT)])
     assert scores.obeyed == {} and scores.kept == {} and scores.chance == {}
-    found = Report.of(scores, [1.0] * COUNT, steps=5, reader_accuracy={}, facts={})
+    found = Report.of(scores, [1.0] * COUNT, steps=5, facts={})
     assert len(found.tables()) == 2 and not any(name in found.markdown() for name in ASKED)

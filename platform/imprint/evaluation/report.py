@@ -46,7 +46,7 @@ class Report:
     differences: dict[str, Estimate]
     obeyed: dict[str, dict[str, Estimate]]
     chance: dict[str, float]
-    reader_accuracy: dict[str, float]
+    readable: dict[str, float]
     scorer: dict[str, float]
     tuning_seconds: Estimate
     facts: dict[str, Any]
@@ -59,7 +59,6 @@ class Report:
         tuning_seconds: Sequence[float],
         *,
         steps: int,
-        reader_accuracy: Mapping[str, float],
         facts: Mapping[str, Any],
     ) -> Report:
         """Estimates with confidence intervals over subjects."""
@@ -75,7 +74,7 @@ class Report:
             },
             obeyed={column: _estimates(values) for column, values in scores.obeyed.items()},
             chance=dict(scores.chance),
-            reader_accuracy={name: reader_accuracy[name] for name in ASKED if name in reader_accuracy},
+            readable=dict(scores.readable),
             scorer=dict(scores.scorer),
             tuning_seconds=bootstrap_mean(tuning_seconds),
             facts=dict(facts),
@@ -122,8 +121,8 @@ class Report:
             (self.labels[column], *(_share(values[name]) for name in ASKED)) for column, values in self.obeyed.items()
         ]
         rows.append(("by luck (another subject's picture)", *(f"{self.chance[name]:.0%}" for name in ASKED)))
-        read = [f"{self.reader_accuracy[name]:.0%}" if name in self.reader_accuracy else "-" for name in ASKED]
-        rows.append(("reader on real held-out pictures", *read))
+        read = [f"{self.readable[name]:.0%}" if name in self.readable else "-" for name in ASKED]
+        rows.append(("real pictures of what was asked", *read))
         return Cells("Did as the prompt said", ("what is shown", *ASKED), tuple(rows))
 
     def notes(self) -> list[str]:

@@ -30,7 +30,8 @@ class Scores:
 
     `identity` is a cosine; `recognized` the share of pictures nearer to the subject than to any other subject; `kept`
     the share of identity attributes that are read as they truly are. `obeyed` is by column and by attribute asked for,
-    and `chance` what a picture drawn for another subject would have got by luck.
+    `chance` what a picture drawn for another subject would have got by luck, and `readable` the share that is read
+    right of the subjects' real pictures that show one of the values asked for.
     """
 
     identity: dict[str, Float[np.ndarray, "subjects"]]
@@ -38,6 +39,7 @@ class Scores:
     kept: dict[str, Float[np.ndarray, "subjects"]]
     obeyed: dict[str, dict[str, Float[np.ndarray, "subjects"]]]
     chance: dict[str, float]
+    readable: dict[str, float]
     scorer: dict[str, float]
 
 
@@ -75,7 +77,8 @@ class Scorer:
             identity[name] = similar[np.arange(len(mine)), mine].reshape(-1, copies).mean(axis=1)
             recognized[name] = nearest_identity(similar, mine).reshape(-1, copies).mean(axis=1)
         kept, obeyed, chance = self._read(subjects, rows) if self.reader is not None else ({}, {}, {})
-        return Scores(identity, recognized, kept, obeyed, chance, self._scorer(subjects, targets))
+        readable = self._readable(subjects) if self.reader is not None else {}
+        return Scores(identity, recognized, kept, obeyed, chance, readable, self._scorer(subjects, targets))
 
     def _scorer(self, subjects: Sequence[Subject], targets: Sequence[Float[np.ndarray, "m d"]]) -> dict[str, float]:
         """How well the score tells real pictures of one identity from those of two."""
@@ -107,6 +110,19 @@ class Scorer:
                 for attribute in ASKED:
                     matches[attribute].append(_by_luck(read[attribute], asked, attribute, copies))
         return kept, obeyed, {name: float(np.mean(values)) for name, values in matches.items() if values}
+
+    def _readable(self, subjects: Sequence[Subject]) -> dict[str, float]:
+        assert self.reader is not None
+        real = [picture for one in subjects for picture in (one.reference, one.ceiling, *one.targets)]
+        read = self.reader.read(to_pixels(np.stack([picture.image for picture in real])))
+        shares = {}
+        for attribute in ASKED:
+            asked = {subject.scene[attribute] for subject in subjects}
+            truth = [picture.attributes.get(attribute) for picture in real]
+            right = [value == true for value, true in zip(read[attribute], truth, strict=True) if true in asked]
+            if right:
+                shares[attribute] = sum(right) / len(right)
+        return shares
 
 
 def _rows(subjects: Sequence[Subject], drawn: Sequence[Drawn]) -> dict[str, UInt8[np.ndarray, "n k h w 3"]]:
