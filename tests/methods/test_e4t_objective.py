@@ -50,6 +50,20 @@ def test_the_loss_is_equation_5_from_its_pieces(backbone: Backbone, clip: ClipFe
     torch.testing.assert_close(output.metrics["loss_diffusion"], diffusion.detach(), rtol=1e-4, atol=1e-6)
 
 
+def test_pretraining_draws_timesteps_from_the_density_that_is_asked_for(
+    sd15: Backbone, clip: ClipFeatures, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    add_noise = type(sd15.schedule).add_noise
+    monkeypatch.setattr(
+        type(sd15.schedule), "add_noise", lambda self, x0, noise, t: seen.append(t) or add_noise(self, x0, noise, t)
+    )
+    for logits in ((-3.0, 0.1), None):
+        make(sd15, clip, timestep_logits=logits)(batch, seeded())
+    assert seen[0].max() < 70
+    assert sorted((seen[1] // 250).tolist()) == [0, 1, 2, 3]
+
+
 def test_only_encoder_and_offsets_train(backbone: Backbone, clip: ClipFeatures, batch: Batch) -> None:
     objective = make(backbone, clip)
     before = backbone.fingerprint()

@@ -30,6 +30,17 @@ def test_contexts_stay_with_their_pictures(sd15: Backbone, monkeypatch: pytest.M
     assert len(orders) > 1
 
 
+def test_timesteps_follow_the_density_that_is_asked_for(sd15: Backbone) -> None:
+    images = torch.zeros(1, 3, 16, 16)
+    early = LoraTuneSpec(batch_size=8, templates=("<concept>",), timestep_logits=(-3.0, 0.1))
+    batch = subject_batch(sd15, early, images, None, None, torch.Generator().manual_seed(0))
+    assert batch.timesteps.max() < 70  # 1000 / (1 + exp(3 - 3 * 0.1)) is 63
+    everywhere = subject_batch(
+        sd15, early.model_copy(update={"timestep_logits": None}), images, None, None, torch.Generator().manual_seed(0)
+    )
+    assert sorted((everywhere.timesteps // 125).tolist()) == list(range(8))
+
+
 def test_views_are_spread_evenly() -> None:
     order = spread_evenly(3, 7, torch.Generator().manual_seed(0)).tolist()
     assert sorted(order.count(picture) for picture in range(3)) == [2, 2, 3]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
+
+TimestepLogits = Annotated[
+    tuple[float, float] | None,
+    Field(description="mean and deviation of a logit-normal density of t / T (arXiv:2403.03206); null: uniform"),
+]
 
 
 class OptimizerSpec(Section):

@@ -40,11 +40,12 @@ def noisy_batch(
     generator: torch.Generator,
     prompts: Sequence[str] = (),
     masks: Float[Tensor, "b 1 h w"] | None = None,
+    timestep_logits: tuple[float, float] | None = None,
 ) -> NoisyBatch:
-    """Noise pictures in [-1, 1] at stratified timesteps."""
+    """Noise pictures in [-1, 1] at stratified timesteps, uniform or logit-normal."""
     x0 = backbone.encode_images(views, generator)
     noise = random_noise(x0, generator)
-    timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator).to(x0.device)
+    timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator, timestep_logits).to(x0.device)
     xt = backbone.schedule.add_noise(x0, noise, timesteps)
     return NoisyBatch(xt, timesteps, backbone.schedule.target(x0, noise, timesteps), prompts, masks)
 
@@ -70,7 +71,7 @@ def subject_batch(
         generator=generator,
         order=order,
     )
-    noisy = noisy_batch(backbone, views[:, :3], generator)
+    noisy = noisy_batch(backbone, views[:, :3], generator, timestep_logits=spec.timestep_logits)
     prompts = training_prompts(
         spec.templates,
         [contexts[picture] for picture in order.tolist()] if contexts else [""] * count,

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
-from imprint.config.training import CheckpointSpec, EngineSpec, TrackingSpec, TrainingSpec
+from imprint.config.training import CheckpointSpec, EngineSpec, TimestepLogits, TrackingSpec, TrainingSpec
 
 
 class ShardSource(Section):
@@ -124,9 +124,7 @@ class TrainBackbone(LocalTraining):
     )
     caption_dropping: float = Field(0.1, ge=0, le=1, description="share of empty captions, for guidance")
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv:2303.09556); null: none")
-    timestep_logits: tuple[float, float] | None = Field(
-        None, description="mean and deviation of a logit-normal density of t / T (arXiv:2403.03206); null: uniform"
-    )
+    timestep_logits: TimestepLogits = None
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

@@ -9,6 +9,7 @@ from pydantic import Field
 from imprint.config.base import Section
 from imprint.config.methods.prompts import DEFAULT_TEMPLATES
 from imprint.config.methods.tuning import FewStepSpec
+from imprint.config.training import TimestepLogits
 
 
 class E4TEncoderSpec(Section):
@@ -49,6 +50,7 @@ class E4TSpec(Section):
         0.5, ge=0, le=1, description="Share of prompts that end with the sample's own context phrases"
     )
     text_dropping: float = Field(0.1, ge=0, le=1, description="Share of empty prompts, for guidance")
+    timestep_logits: TimestepLogits = None
     mask_reference: bool = Field(False, description="Show CLIP the subject on plain gray instead of its background")
     mask_loss: bool = Field(False, description="Weight the diffusion loss by the subject's mask")
 

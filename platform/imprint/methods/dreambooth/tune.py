@@ -84,7 +84,7 @@ def prior_batch(
         generator=generator,
         order=torch.arange(len(chosen)),
     )
-    return noisy_batch(backbone, views, generator, [prompt] * len(chosen))
+    return noisy_batch(backbone, views, generator, [prompt] * len(chosen), timestep_logits=spec.timestep_logits)
 
 
 def _trained(backbone: Backbone, spec: DreamBoothTuneSpec, seed: int) -> Trained:

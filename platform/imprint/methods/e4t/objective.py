@@ -70,7 +70,8 @@ class E4TObjective(Objective):
         images = batch["pixel_values"].to(backbone.device)
         x0 = backbone.encode_images(images, generator)
         noise = random_noise(x0, generator)
-        timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator).to(x0.device)
+        steps = backbone.schedule.num_timesteps
+        timesteps = stratified_timesteps(len(x0), steps, generator, spec.timestep_logits).to(x0.device)
         xt = backbone.schedule.add_noise(x0, noise, timesteps)
         prompts = training_prompts(
             spec.templates,
