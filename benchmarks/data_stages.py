@@ -71,7 +71,7 @@ def _noted(name: str, began: float, rows: int) -> Columns:
 def overlap(folder: Path, count: int, size: int) -> dict[str, Any]:
     """Read, caption with CLIP's phrases, mask, all at once; when was each at work?"""
     write_jpegs(folder / "stages", count, size, 4)
-    captions = CaptionerSpec(kind="clip", missing_only=False)
+    captions = CaptionerSpec(kind="clip", existing="replace")
     masks = MaskerSpec(kind="embedded")
     original = reader.WebDatasetDatasource
     reader.WebDatasetDatasource = TimedDatasource  # the benchmark alone wants to know when a block was read

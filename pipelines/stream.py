@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.data import ActorPoolStrategy, DataIterator, Dataset
+from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
 from imprint.config.data import DataSpec
 from imprint.pipelines.captions import CaptionStage
 from imprint.pipelines.masks import MaskStage
+from imprint.pipelines.pools import pool_options
 from imprint.pipelines.reader import read_webdataset
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions
 from imprint.pipelines.shards import Shard
@@ -69,11 +70,11 @@ def training_stream(plan: StreamPlan, workers: int) -> Dataset:
     )  # fmt: skip
     rows = rows.map_batches(
         CaptionStage, fn_constructor_args=(captions,), batch_size=None, batch_format="numpy",
-        compute=ActorPoolStrategy(size=captions.actors), num_cpus=captions.cpus, num_gpus=captions.gpus or None,
+        **pool_options(captions),
     )  # fmt: skip
     rows = rows.map_batches(
         MaskStage, fn_constructor_args=(masks,), batch_size=share, batch_format="numpy",
-        compute=ActorPoolStrategy(size=masks.actors), num_cpus=masks.cpus, num_gpus=masks.gpus or None,
+        **pool_options(masks),
     )  # fmt: skip
     # Ray cuts blocks by bytes; this makes each exactly one worker's share (and runs inside the masker's actors).
     return rows.repartition(target_num_rows_per_block=share, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,23 +21,89 @@ class ReaderSpec(Section):
     verify: bool = Field(False, description="compare each shard with the manifest's SHA-256 before reading it")
 
 
-class CaptionerSpec(Section):
-    """Where captions come from.
+class StagePool(Section):
+    """The actors of one preprocessing stage and what each takes of the cluster; with a share of a GPU it runs there."""
 
-    `keep` takes the sample's own caption; `clip` writes zero-shot phrases with the CLIP at hand (for every sample,
-    or with `missing_only` for those without a caption); `transformers` runs an image-to-text model.
+    actors: int = Field(1, gt=0, description="actors of the stage; with max_actors, as many at the least")
+    max_actors: int | None = Field(None, gt=0, description="the pool grows up to this under load; null: fixed size")
+    cpus: float = Field(0.1, ge=0, description="CPUs that one actor takes from the cluster")
+    gpus: float = Field(0, ge=0, description="share of a GPU that one actor takes; 0: it runs on the CPU")
+
+    @model_validator(mode="after")
+    def _pool_is_bounded(self) -> Self:
+        if self.max_actors is not None and self.max_actors < self.actors:
+            raise ValueError(f"max_actors={self.max_actors} is less than actors={self.actors}")
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where the stage's model runs."""
+        return "cuda" if self.gpus else "cpu"
+
+
+class CaptionerSpec(StagePool):
+    """Where captions come from: a coarse caption f_c and fine attribute phrases f_a, joined by a template.
+
+    `kind` writes the coarse caption: `keep` is the sample's own, `clip` the class noun by the CLIP at hand,
+    `transformers` an image-to-text model. `fine` adds phrases: `clip` zero-shot, `attributes` by an attribute reader;
+    null takes `clip` with kind=clip and `none` elsewhere. `existing` says what becomes of a sample's own caption.
+    Source: Taming Encoder, arXiv:2304.02642, section 3.3.
     """
 
     kind: Literal["keep", "clip", "transformers"] = "keep"
-    model: str = Field("imprint-tiny-clip", description="name or folder of the model, for clip and transformers")
-    missing_only: bool = True
+    model: str = Field("imprint-tiny-clip", description="name or folder of the coarse caption's model")
+    existing: Literal["keep", "replace", "append"] = Field(
+        "keep", description="a sample's own caption stays, is replaced, or what is written is appended to it"
+    )
+    fine: Literal["none", "clip", "attributes"] | None = None
+    fine_model: str | None = Field(None, description="of the fine phrases; null: `model` or what is embedded")
+    templates: tuple[str, ...] = Field(
+        ("{coarse}, {fine}",), min_length=1, description="of written captions; the sample's key chooses one"
+    )
+    subject: str = Field("person", description="the noun that zero-shot phrases are tried with: 'a person smiling'")
+    nouns: tuple[str, ...] = Field((), description="zero-shot class nouns, for samples that name none; empty: embedded")
+    phrases: dict[str, tuple[str, ...]] = Field(
+        {}, description="zero-shot groups, of each of which one phrase at most is said; empty: the embedded ones"
+    )
+    identity: tuple[str, ...] = Field(
+        ("hair", "hair_color", "facial_hair", "facial_hair_color", "skin", "nose"),
+        description="groups and attributes that say who it is: they are in the caption and never in the context",
+    )
+    confidence: float = Field(0.5, ge=0, lt=1, description="a phrase is said above this share of its group's softmax")
+    prompt: str = Field("", description="text before a transformers model's caption, or Florence-2's task")
     max_new_tokens: int = Field(40, gt=0, description="longest caption of a transformers model")
-    actors: int = Field(1, gt=0)
-    cpus: float = Field(0.1, ge=0, description="CPUs that one actor takes from the cluster")
-    gpus: float = Field(0, ge=0)
+    beams: int = Field(1, gt=0, description="beams of a transformers model's search; 1 is greedy")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of a transformers model's weights")
+    batch_size: int = Field(16, gt=0, description="pictures that go through a model at once")
+
+    @model_validator(mode="after")
+    def _says_what_to_write(self) -> Self:
+        if self.kind == "keep" and self.fine_kind == "none" and self.existing != "keep":
+            raise ValueError(
+                f"captions.existing={self.existing} with kind=keep and no fine phrases: nothing would be written; set "
+                "kind or fine"
+            )
+        if self.kind == "keep" and self.fine_kind != "none" and self.existing != "append":
+            raise ValueError(
+                "captions.kind=keep takes the sample's own caption as the coarse one; with fine phrases set "
+                "existing=append"
+            )
+        for template in self.templates:
+            try:
+                without = template.format(coarse="", fine="")
+            except (KeyError, IndexError, ValueError):
+                without = template
+            if without == template:
+                raise ValueError(f"captions.templates: {template!r}; expected {{coarse}} and {{fine}} in it, no others")
+        return self
+
+    @property
+    def fine_kind(self) -> Literal["none", "clip", "attributes"]:
+        """Who writes the fine phrases."""
+        return self.fine or ("clip" if self.kind == "clip" else "none")
 
 
-class MaskerSpec(Section):
+class MaskerSpec(StagePool):
     """Where masks of the subject come from.
 
     `sample` takes the sample's own mask part or alpha, and the embedded masker where it has none; `embedded` is
@@ -46,9 +112,6 @@ class MaskerSpec(Section):
 
     kind: Literal["sample", "embedded", "onnx"] = "sample"
     model: str | None = Field(None, description="path of the .onnx file, for onnx")
-    actors: int = Field(1, gt=0)
-    cpus: float = Field(0.1, ge=0, description="CPUs that one actor takes from the cluster")
-    gpus: float = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _onnx_needs_a_model(self) -> MaskerSpec:

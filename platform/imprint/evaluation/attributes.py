@@ -117,6 +117,17 @@ class AttributeReader:
         return {head: [self.heads[head][i] for i in values.argmax(1).tolist()] for head, values in logits.items()}
 
     @torch.no_grad()
+    def read_sure(self, images: Float[Tensor, "n 3 h w"], above: float) -> dict[str, list[str | None]]:
+        """As `read`, with None where the likeliest class has no more than `above` of the softmax."""
+        logits, _ = self.net(fit(images))
+        found: dict[str, list[str | None]] = {}
+        for head, values in logits.items():
+            share, best = values.softmax(1).max(1)
+            pairs = zip(best.tolist(), share.tolist(), strict=True)
+            found[head] = [self.heads[head][i] if s > above else None for i, s in pairs]
+        return found
+
+    @torch.no_grad()
     def masks(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
         """How surely each pixel, at the pictures' own size, belongs to the subject, 0 to 1."""
         _, mask = self.net(fit(images))
