@@ -14,6 +14,7 @@ RUNNERS: dict[str, str] = {
     "evaluate": "imprint.jobs.evaluate:run",
     "prepare_faces": "imprint.jobs.prepare:run_faces",
     "prepare_objects": "imprint.jobs.prepare:run_objects",
+    "prepare_shards": "imprint.jobs.prepare_shards:run",
     "pretrain_encoder": "imprint.jobs.pretrain_encoder:run",
     "train_backbone": "imprint.jobs.tiny:run_backbone",
     "train_face_attributes": "imprint.jobs.train_face_attributes:run",

@@ -55,7 +55,7 @@ def read_webdataset(
                  shuffle_buffer=options.shuffle_buffer, start=start, stop=sum(counts) if stop is None else stop)
     )  # fmt: skip
     # A data set keeps a copy of the context that it was made under.
-    with DataContext.current(_our_context(block_bytes)):
+    with DataContext.current(reading_context(block_bytes)):
         return ray.data.read_datasource(
             WebDatasetDatasource(found, slices, options, block_bytes),
             override_num_blocks=max(1, len(slices)),
@@ -63,7 +63,8 @@ def read_webdataset(
         )
 
 
-def _our_context(block_bytes: int) -> DataContext:
+def reading_context(block_bytes: int) -> DataContext:
+    """Ray Data's context for blocks of this size that come in the order of their tasks."""
     context = DataContext.get_current().copy()
     context.target_max_block_size = int(RAYS_TARGET * block_bytes)
     context.execution_options.preserve_order = True

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imprint.cli.data import data
 from imprint.cli.export import export
 from imprint.cli.merge import merge
 from imprint.cli.personalize import personalize
@@ -46,6 +47,7 @@ app.command()(personalize)
 app.command()(sample)
 app.command()(merge)
 app.command()(export)
+app.add_typer(data)
 
 
 def main() -> None:

@@ -4,12 +4,14 @@ from imprint.config.base import Section
 from imprint.config.jobs.evaluate import Evaluate, TrainFaceAttributes
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
 from imprint.config.jobs.pretrain import PretrainEncoder
+from imprint.config.jobs.shards import PrepareShards
 from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
     "prepare_faces": PrepareFaces,
     "prepare_objects": PrepareObjects,
+    "prepare_shards": PrepareShards,
     "pretrain_encoder": PretrainEncoder,
     "train_backbone": TrainBackbone,
     "train_face_attributes": TrainFaceAttributes,
@@ -23,6 +25,7 @@ __all__ = [
     "Evaluate",
     "PrepareFaces",
     "PrepareObjects",
+    "PrepareShards",
     "PretrainEncoder",
     "TrainBackbone",
     "TrainFaceAttributes",

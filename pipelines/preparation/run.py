@@ -1,0 +1,321 @@
+"""Survey the input, plan the shards, write them: whole or not at all, and on from where a run was killed.
+
+All of it happens in `.<name>.preparing` beside the folder that is asked for, which is renamed when it is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset, Datasource
+from ray.data.block import Block, BlockMetadata
+from ray.data.context import DataContext
+from ray.data.datasource import ReadTask
+
+from imprint.config.jobs.shards import PrepareShards
+from imprint.config.paths import resolve_path
+from imprint.errors import DataError, SampleError, StorageError
+from imprint.pipelines.preparation.inputs import Inputs, find_inputs
+from imprint.pipelines.preparation.planning import Plan, ShardPlan, plan_shards, sample_key
+from imprint.pipelines.preparation.stages import (
+    CaptionShapes,
+    Encode,
+    MaskShapes,
+    copy_rows,
+    members,
+    read_rows,
+)
+from imprint.pipelines.preparation.survey import load_surveys, survey_chunk, survey_path, write_whole
+from imprint.pipelines.quarantine import Quarantine
+from imprint.pipelines.reader import BLOCK_BYTES, reading_context
+from imprint.pipelines.reading import MEBIBYTE, ReadOptions
+from imprint.pipelines.storage import Retry
+from imprint.pipelines.writer import MANIFEST, Sample, ShardFolder, storage_errors, write_shard
+
+log = logging.getLogger(__name__)
+REPORT = "report.json"
+FILTERED = "filtered.jsonl"
+QUARANTINE = "quarantine"
+_ROWS_PER_TASK = 64  # pictures read, captioned, masked and encoded together; batches never span shards
+_PACKAGES = ("imagehash", "numpy", "pillow", "simplejpeg")  # what the bytes of shards depend on
+
+Progress = Callable[[str, int, int], None]
+"""Called with the pass ("reading", "writing"), the pictures done and the number of all."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the input: `inputs` = `written` + all quarantined + all filtered."""
+
+    inputs: int
+    written: int
+    shards: int
+    quarantined: dict[str, int] = field(default_factory=dict)
+    filtered: dict[str, int] = field(default_factory=dict)
+    buckets: dict[str, int] = field(default_factory=dict)
+    left_out_files: dict[str, int] = field(default_factory=dict)
+
+
+def prepare_shards(spec: PrepareShards, progress: Progress | None = None) -> Report:
+    """Write `spec.out_dir`; does nothing where it is finished. Ray must be running.
+
+    Raises:
+        DataError: the input cannot be read, too much of it is bad, nothing is left, or other shards are there.
+        StorageError: no space, no permission, or another run writes the same folder.
+    """
+    out = Path(resolve_path(spec.out_dir))
+    work = out.with_name(f".{out.name}.preparing")
+    options = _read_options(spec)
+    inputs = find_inputs(spec.input, options)
+    origin = {
+        "spec": spec.content(),
+        "inputs": inputs.digest,
+        "made_with": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    progress = progress or (lambda doing, done, total: None)
+    if _is_there(out, origin):
+        shutil.rmtree(work, ignore_errors=True)  # a run that was killed after its last step left it
+        log.info("%s is finished and was made from the same input and settings; nothing to do", out)
+        return Report(**json.loads((out / REPORT).read_text()))
+    with _working_in(work, {"origin": origin, "stamp": inputs.stamp}):
+        _survey(inputs, work, options, spec, progress)
+        survey = load_surveys(work, inputs.chunks)
+        plan = plan_shards(survey, spec)
+        shards = ShardFolder(work / "shards", {"dataset": spec.name, "origin": origin, "buckets": plan.buckets()})
+        _write_shards(plan, survey, shards, spec, progress)
+        report = _write_report(plan, survey, inputs, shards.path)
+        shards.finish([shard.name for shard in plan.shards])
+        with storage_errors("putting the finished shards in place", out):
+            os.replace(shards.path, out)
+        shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _read_options(spec: PrepareShards) -> ReadOptions:
+    return ReadOptions(
+        max_member_bytes=int(spec.reader.max_member_mb * MEBIBYTE),
+        max_pixels=int(spec.reader.max_megapixels * 1e6),
+        verify=spec.reader.verify,
+        retry=Retry(tries=spec.reader.storage_tries),
+    )
+
+
+def _is_there(out: Path, origin: dict[str, Any]) -> bool:
+    """Whether `out` is finished and made in the same way.
+
+    Raises:
+        DataError: something else is there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    manifest = out / MANIFEST
+    try:
+        document = json.loads(manifest.read_text())
+        found, shards = document["header"]["origin"], document["shards"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"preparing shards: {out} is there and is not a folder that prepare_shards finished ({error}); "
+            "remove it or choose another out_dir"
+        ) from error
+    differing = _differences(found, json.loads(json.dumps(origin)))
+    if differing:
+        raise DataError(
+            f"preparing shards: {out} holds finished shards of other settings or input:\n  "
+            + "\n  ".join(differing)
+            + "\nRemove it or choose another out_dir"
+        )
+    sizes = {shard["name"]: shard["bytes"] for shard in shards}
+    wrong = [name for name, size in sizes.items() if not (out / name).is_file() or (out / name).stat().st_size != size]
+    if wrong:
+        raise DataError(
+            f"preparing shards: {out} was finished, and {len(wrong)} of its {len(sizes)} shards are missing or were "
+            f"changed since, the first is {wrong[0]}; remove the folder and run again"
+        )
+    return True
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """One line for each key with another value."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted({*there, *here})
+        return [line for name in keys for line in _differences(there.get(name), here.get(name), f"{key}.{name}")]
+    if there == here:
+        return []
+    if key == ".inputs":
+        return ["the input: files were added, removed or changed"]
+    return [f"{key.removeprefix('.spec').lstrip('.')}: {there!r} there, {here!r} asked for"]
+
+
+@contextmanager
+def _working_in(work: Path, state: dict[str, Any]) -> Iterator[None]:
+    """The working folder, for this process alone, empty unless an earlier run of the same state left it.
+
+    Raises:
+        StorageError: another run holds it, or it cannot be made.
+    """
+    with storage_errors("making the working folder", work):
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(
+                f"preparing shards: another run writes in {work}; wait for it, or choose another out_dir"
+            ) from error
+        text = json.dumps(state, sort_keys=True).encode()
+        note = work / "state.json"
+        if not note.is_file() or note.read_bytes() != text:
+            if note.exists():
+                log.warning("input or settings are not those of the run that was stopped in %s; starting anew", work)
+            with storage_errors("emptying the working folder", work):
+                for entry in work.iterdir():
+                    if entry.name != "lock":
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            write_whole(note, text)
+        for partial in work.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        yield
+
+
+# -- the first pass -----------------------------------------------------------------------------------------
+
+
+class _Tasks(Datasource):
+    """A read task for each of `tasks`, which give blocks; `rows` is the number of rows of each."""
+
+    def __init__(self, tasks: Sequence[Callable[[], Iterator[Block]]], rows: Sequence[int]) -> None:
+        super().__init__()
+        self._tasks, self._rows = list(tasks), list(rows)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task each, whatever `parallelism` says: the order of rows is that of the tasks."""
+        return [
+            ReadTask(task, BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None), per_task_row_limit=None)
+            for task, rows in zip(self._tasks, self._rows, strict=True)
+        ]
+
+
+def _run_tasks(tasks: Sequence[Callable[[], Iterator[Block]]], rows: Sequence[int], cpus: float) -> Dataset:
+    with DataContext.current(reading_context(BLOCK_BYTES)):
+        return ray.data.read_datasource(_Tasks(tasks, rows), override_num_blocks=len(tasks), num_cpus=cpus)
+
+
+def _survey(inputs: Inputs, work: Path, options: ReadOptions, spec: PrepareShards, progress: Progress) -> None:
+    missing = [number for number in range(len(inputs.chunks)) if not survey_path(work, number).is_file()]
+    done = len(inputs) - sum(len(inputs.chunks[number]) for number in missing)
+    progress("reading", done, len(inputs))
+    if not missing:
+        return
+    tasks = [partial(survey_chunk, inputs.chunks[number], number, work, options) for number in missing]
+    for row in _run_tasks(tasks, [1] * len(tasks), spec.reader.cpus).iter_rows():
+        done += row["pictures"]
+        progress("reading", done, len(inputs))
+
+
+# -- the second pass ----------------------------------------------------------------------------------------
+
+
+def _write_shards(plan: Plan, survey: pa.Table, shards: ShardFolder, spec: PrepareShards, progress: Progress) -> None:
+    missing = [shard for shard in plan.shards if not shards.is_finished(shard.name)]
+    total = sum(len(shard.positions) for shard in plan.shards)
+    done = total - sum(len(shard.positions) for shard in missing)
+    progress("writing", done, total)
+    if not missing:
+        return
+    rows = _encoded_rows(encoded(missing, survey, spec))
+    for shard in missing:
+        names = survey["name"].take(pa.array(shard.positions)).to_pylist()
+        keys = [sample_key(position, name) for position, name in zip(shard.positions, names, strict=True)]
+
+        def samples(keys: list[str] = keys) -> Iterator[Sample]:
+            nonlocal done
+            for key, row in zip(keys, islice(rows, len(keys)), strict=True):
+                assert row["key"] == key, (row["key"], key)
+                yield Sample(key, members(row))
+                done += 1
+                progress("writing", done, total)
+
+        shards.record(write_shard(shards.path / shard.name, spec.split, samples()))
+
+
+def encoded(shards: Sequence[ShardPlan], survey: pa.Table, spec: PrepareShards) -> Dataset:
+    """The samples of `shards` in their order, captioned, masked and encoded, as a data set of Ray."""
+    parts = [
+        (positions, shard.shape)
+        for shard in shards
+        for start in range(0, len(shard.positions), _ROWS_PER_TASK)
+        if (positions := shard.positions[start : start + _ROWS_PER_TASK])
+    ]
+    records = [survey.take(pa.array(positions)).combine_chunks() for positions, _ in parts]
+    rows = [len(positions) for positions, _ in parts]
+    if spec.pictures.mode == "keep" and spec.captions is None and spec.masks is None:
+        copies = [partial(copy_rows, found, positions) for found, (positions, _) in zip(records, parts, strict=True)]
+        return _run_tasks(copies, rows, spec.reader.cpus)
+    reads = [
+        partial(read_rows, found, positions, shape, spec.pictures, spec.seed, BLOCK_BYTES)
+        for found, (positions, shape) in zip(records, parts, strict=True)
+    ]
+    data = _run_tasks(reads, rows, spec.reader.cpus)
+    for stage, section in ((CaptionShapes, spec.captions), (MaskShapes, spec.masks)):
+        if section is not None:
+            data = data.map_batches(
+                stage, fn_constructor_args=(section,), batch_size=None, batch_format="numpy",
+                compute=ActorPoolStrategy(size=section.actors), num_cpus=section.cpus, num_gpus=section.gpus or None,
+            )  # fmt: skip
+    encode = Encode(spec.pictures.quality)
+    return data.map_batches(encode, batch_size=None, batch_format="numpy", num_cpus=spec.reader.cpus)
+
+
+def _encoded_rows(data: Dataset) -> Iterator[dict[str, Any]]:
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        yield from batch.to_pylist()
+
+
+def _write_report(plan: Plan, survey: pa.Table, inputs: Inputs, folder: Path) -> Report:
+    bad = survey.take(pa.array(plan.bad, pa.int64())).to_pylist()
+    quarantine = Quarantine(str(folder / QUARANTINE), total=max(1, len(inputs)), max_share=1.0)
+    for row in bad:
+        error = SampleError(row["detail"], reason=row["reason"])
+        quarantine.add(row["container"], row["source"], row["offset"], error)
+    with storage_errors("writing the quarantine", folder):
+        quarantine.close()
+    sources = survey["source"]
+    lines = [
+        json.dumps({"source": sources[one.position].as_py(), **one._asdict()}, ensure_ascii=False)
+        for one in plan.filtered
+    ]
+    if lines:
+        write_whole(folder / FILTERED, ("\n".join(lines) + "\n").encode())
+    samples = {shard.name: len(shard.positions) for shard in plan.shards}
+    report = Report(
+        inputs=len(inputs),
+        written=sum(samples.values()),
+        shards=len(plan.shards),
+        quarantined=dict(sorted(Counter(row["reason"] for row in bad).items())),
+        filtered=dict(sorted(Counter(one.reason for one in plan.filtered).items())),
+        buckets={shape: sum(samples[name] for name in names) for shape, names in plan.buckets().items()},
+        left_out_files=inputs.left_out,
+    )
+    write_whole(folder / REPORT, (json.dumps(asdict(report), indent=1, sort_keys=True) + "\n").encode())
+    return report
