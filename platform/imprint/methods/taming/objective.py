@@ -77,7 +77,8 @@ class TamingObjective(Objective):
         if "object_values" not in batch:
             raise DataError("training taming: the batch has no objects; expected triplets, as jobs/finetune_joint.yaml "
                             "streams them")  # fmt: skip
-        x0 = backbone.encode_images(batch["pixel_values"].to(backbone.device), generator)
+        # Noise and target in fp32 also where an engine keeps the UNet in bf16.
+        x0 = backbone.encode_images(batch["pixel_values"].to(backbone.device), generator).float()
         noise = random_noise(x0, generator)
         timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator).to(x0.device)
         xt = backbone.schedule.add_noise(x0, noise, timesteps)
