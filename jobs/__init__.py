@@ -12,6 +12,7 @@ from imprint.errors import ConfigError
 # kind -> "module:function"; a string, so that checking a job file imports neither Ray nor torch.
 RUNNERS: dict[str, str] = {
     "evaluate": "imprint.jobs.evaluate:run",
+    "finetune_joint": "imprint.jobs.finetune_joint:run",
     "prepare_faces": "imprint.jobs.prepare:run_faces",
     "prepare_objects": "imprint.jobs.prepare:run_objects",
     "prepare_shards": "imprint.jobs.prepare_shards:run",

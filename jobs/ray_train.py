@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -18,14 +18,18 @@ from ray.data import DataIterator
 from ray.data.context import DataContext
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
 
-from imprint.config.training import ClusterSpec
+from imprint.config.training import ClusterSpec, EngineSpec, TrainingSpec
 from imprint.errors import ImprintError, TrainingError
-from imprint.objective import Batch
+from imprint.objective import Batch, Objective
 from imprint.pipelines.stream import StreamDataConfig, StreamPlan
 from imprint.tracking.journal import write_journal
 from imprint.training.batches import collate
 from imprint.training.ema import Ema
+from imprint.training.engines.base import Engine
+from imprint.training.engines.deepspeed import DeepSpeedEngine
+from imprint.training.engines.torch import TorchEngine
 from imprint.training.loop import Hooks
 
 log = logging.getLogger(__name__)
@@ -181,8 +185,22 @@ def start_worker(cluster: ClusterSpec) -> torch.device:
     return torch.device("cpu")
 
 
-def micro_batches(iterator: DataIterator, size: int, *, prefetch: int, first_index: int) -> Iterator[Batch]:
-    """This rank's micro-batches of `size` rows.
+def make_engine(objective: Objective, engine: EngineSpec, training: TrainingSpec) -> Engine:
+    """The engine that the job file names."""
+    if engine.name == "torch":
+        return TorchEngine(objective, engine, training.optimizer)
+    return DeepSpeedEngine(objective, engine, training.optimizer, accumulation=training.gradient_accumulation)
+
+
+def micro_batches(
+    iterator: DataIterator,
+    size: int,
+    *,
+    prefetch: int,
+    first_index: int,
+    make_batch: Callable[[Sequence[Mapping[str, Any]]], Batch] = collate,
+) -> Iterator[Batch]:
+    """This rank's micro-batches of `size` rows, as `make_batch` puts rows together.
 
     `first_index` is the position in the order where this run of the workers begins.
 
@@ -199,7 +217,8 @@ def micro_batches(iterator: DataIterator, size: int, *, prefetch: int, first_ind
                 f"{first_index}; another checkpoint was written while the workers started"
             )
         first = False
-        yield collate([{name: values[i] for name, values in columns.items()} for i in range(len(columns["__key__"]))])
+        count = len(columns["__key__"])
+        yield make_batch([{name: values[i] for name, values in columns.items()} for i in range(count)])
 
 
 def note_start(folders: Folders, step: int, seconds: float) -> None:
@@ -233,3 +252,29 @@ class WorkerHooks(Hooks):
             asked = asked.cuda()
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         return bool(asked.item())
+
+
+class Grid(Protocol):
+    """Pictures of held-out concepts from a state of the objective."""
+
+    def draw(self, state: Mapping[str, Tensor], path: Path) -> None: ...
+
+
+class GridHooks(WorkerHooks):
+    """Draws a grid every so many steps as well, from the average where one is kept; rank 0 has the `grid`."""
+
+    def __init__(
+        self, folders: Folders, training: TrainingSpec, engine: Engine, every: int | None, grid: Grid | None
+    ) -> None:
+        super().__init__(folders, training.steps, training.log_every)
+        self.engine, self.every, self.grid = engine, every, grid
+
+    def on_step(self, step: int, ema: Ema | None) -> None:
+        super().on_step(step, ema)
+        if self.every is None or (step % self.every and step != self.total_steps):
+            return
+        state = ema.shadow if ema else self.engine.parameters()  # a collective call under ZeRO: on every rank
+        if self.grid is not None:
+            path = self.folders.samples / f"step-{step:08d}.png"
+            self.grid.draw(state, path)
+            write_journal(self.folders.run, {"step": step, "samples": str(path.relative_to(self.folders.run))})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from imprint.methods.e4t.objective import E4TObjective
 from imprint.methods.e4t.parts import E4TParts
 from imprint.methods.e4t.sample import sample_features
 from imprint.pipelines.order import plan
-from imprint.pipelines.reading import ReadOptions, read_slice
+from imprint.pipelines.reading import ReadOptions, Row, read_slice
 from imprint.pipelines.shards import counted, find_shards
 from imprint.training.batches import to_pixel_values
 
@@ -31,18 +32,42 @@ def first_pictures(spec: GridSpec, image_size: int) -> np.ndarray:
     Raises:
         DataError: the shards hold no picture.
     """
+    return np.stack([row["image"] for row in first_rows(spec, image_size)])
+
+
+def first_rows(spec: GridSpec, image_size: int) -> list[Row]:
+    """The rows of these pictures, with their masks and captions.
+
+    Raises:
+        DataError: the shards hold no picture.
+    """
     shards = counted(find_shards(spec.shards, spec.split))
     counts = [shard.samples or 0 for shard in shards]
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Row] = {}
     options = ReadOptions(image_size=image_size)
     for part in plan(counts, seed=0, shuffle_buffer=0, start=0, stop=sum(counts)):
         for row in read_slice({n: shards[n] for n in part.shards}, part, options, total=sum(counts)):
-            found.setdefault(str(json.loads(row["json"]).get("identity", row["__key__"])), row["image"])
+            found.setdefault(str(json.loads(row["json"]).get("identity", row["__key__"])), row)
             if len(found) == spec.concepts:
-                return np.stack(list(found.values()))
+                return list(found.values())
     if not found:
         raise DataError(f"reading held-out concepts: no picture in {list(spec.shards)}; check grid.shards")
-    return np.stack(list(found.values()))
+    return list(found.values())
+
+
+def write_grid(pictures: np.ndarray, drawn: Float[Tensor, "n 3 h w"], path: Path) -> None:
+    """Write a PNG: each picture [h, w, 3], then what was drawn of it, in [-1, 1], as many to each."""
+    images = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    columns = len(images) // len(pictures)
+    rows = [
+        np.concatenate([picture, *images[i * columns : (i + 1) * columns]], axis=1)
+        for i, picture in enumerate(pictures)
+    ]
+    grid = Image.fromarray(np.concatenate(rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial.png")
+    grid.resize((grid.width * _SCALE, grid.height * _SCALE), Image.Resampling.NEAREST).save(temporary)
+    temporary.replace(path)
 
 
 class SampleGrid:
@@ -68,14 +93,4 @@ class SampleGrid:
             load_state(self.parts.offsets, "offsets.", state, path)
         seeds = [self.spec.seed + row for row in range(len(self.pictures)) for _ in self.spec.prompts]
         drawn = sample_features(self.parts, self.features, self.prompts, self.spec.sampling, seeds=seeds)
-        images = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        columns = len(self.spec.prompts)
-        rows = [
-            np.concatenate([picture, *images[i * columns : (i + 1) * columns]], axis=1)
-            for i, picture in enumerate(self.pictures)
-        ]
-        grid = Image.fromarray(np.concatenate(rows))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial.png")
-        grid.resize((grid.width * _SCALE, grid.height * _SCALE), Image.Resampling.NEAREST).save(temporary)
-        temporary.replace(path)
+        write_grid(self.pictures, drawn, path)

@@ -13,18 +13,22 @@ Columns = dict[str, np.ndarray]
 Masker = Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]
 
 
-def mask_rows(batch: Columns, masker: Masker, *, keep_own: bool) -> Columns:
-    """The batch with every `mask` filled in; `keep_own` leaves the samples' own masks as they are."""
+def mask_rows(batch: Columns, masker: Masker, *, keep_own: bool, prefix: str = "") -> Columns:
+    """The batch with every `mask` filled in; `keep_own` leaves the samples' own masks as they are.
+
+    With the `prefix` "object_" those of the objects' pictures.
+    """
+    names = tuple(prefix + name for name in ("image", "mask", "has_mask"))
     masks = [
         mask if keep_own and has else masker(image)
-        for image, mask, has in zip(batch["image"], batch["mask"], batch["has_mask"], strict=True)
+        for image, mask, has in zip(*(batch[name] for name in names), strict=True)
     ]
     if all(mask.shape == masks[0].shape for mask in masks):
         column = np.stack(masks)
     else:
         column = np.empty(len(masks), dtype=object)
         column[:] = masks
-    return {**batch, "mask": column, "has_mask": np.ones(len(masks), dtype=bool)}
+    return {**batch, names[1]: column, names[2]: np.ones(len(masks), dtype=bool)}
 
 
 class MaskStage:
@@ -35,7 +39,10 @@ class MaskStage:
         self.masker = load_masker(spec)
 
     def __call__(self, batch: Columns) -> Columns:
-        return mask_rows(batch, self.masker, keep_own=self.keep_own)
+        masked = mask_rows(batch, self.masker, keep_own=self.keep_own)
+        if "object_image" not in batch:
+            return masked
+        return mask_rows(masked, self.masker, keep_own=self.keep_own, prefix="object_")
 
 
 def load_masker(spec: MaskerSpec) -> Masker:

@@ -115,14 +115,20 @@ class WebDatasetDatasource(Datasource):
         ]
 
     def _row_bytes(self) -> int:
-        return 4 * (self._options.image_size or 0) ** 2 + 512
+        return _pixel_bytes(self._options) * (self._options.image_size or 0) ** 2 + 512
 
 
 def _read_blocks(
     shards: Mapping[int, Shard], part: MixedSlice, options: ReadOptions, total: int, block_bytes: int
 ) -> Iterator[Block]:
-    builder = BlockBuilder(block_bytes, pixel_bytes=4 if options.masks else 3)
+    builder = BlockBuilder(block_bytes, pixel_bytes=_pixel_bytes(options))
     yield from to_blocks(read_rows(shards, part, options, total=total, room=builder.room), builder)
+
+
+def _pixel_bytes(options: ReadOptions) -> int:
+    """What a pixel takes in a row: colours, mask, and both of the object's picture where there is one."""
+    own = 4 if options.masks else 3
+    return 2 * own if options.cross_reference else own
 
 
 def _as_shards(shards: str | Sequence[str] | Sequence[Shard], split: str | None, options: ReadOptions) -> list[Shard]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from imprint.errors import DataError, SampleError, ShardError
+from imprint.pipelines.cross_reference import CrossReference, Identities
 from imprint.pipelines.decode import Room, decode_sample
 from imprint.pipelines.mixing import Mix, MixedSlice, source_buffer, source_seed
 from imprint.pipelines.order import Slice, window_order
@@ -32,7 +33,7 @@ class ReadOptions:
     so that batch boundaries and positions stay what the order says. `weights` are those of the sources that the
     shards name (`imprint.pipelines.mixing`). `further` names parts, by extension, that become columns as well; a
     sample without one is bad. `masks=False` leaves masks unread. `verify` compares each shard with the manifest's
-    SHA-256 first.
+    SHA-256 first. `cross_reference` gives each row the columns of `ObjectColumns`.
     """
 
     seed: int = 0
@@ -47,6 +48,7 @@ class ReadOptions:
     further: tuple[str, ...] = ()
     masks: bool = True
     verify: bool = False
+    cross_reference: CrossReference | None = None
     retry: Retry = DEFAULT_RETRY
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class ReadOptions:
                     f"further={extension!r}: expected an extension that ends in cls, npy, safetensors, txt, json or a "
                     "picture's, in small letters"
                 )
+        if self.cross_reference is not None and not self.masks:
+            raise ValueError("cross_reference needs masks=True: an object is told from its background by its mask")
 
 
 class Row(TypedDict):
@@ -74,6 +78,15 @@ class Row(TypedDict):
     has_mask: bool
     caption: str
     json: str
+
+
+class ObjectColumns(TypedDict):
+    """The picture that shows a row's object, its own or another one of it, and the key of its sample."""
+
+    object_key: str
+    object_image: UInt8[np.ndarray, "h w 3"]
+    object_mask: UInt8[np.ndarray, "h w"]
+    object_has_mask: bool
 
 
 def read_rows(
@@ -115,6 +128,7 @@ def _source_rows(
         options,
         seed=source_seed(options.seed, source),
         shuffle_buffer=source_buffer(options.shuffle_buffer, mix.share(source)),
+        cross_reference=options.cross_reference and options.cross_reference.of_source(source),
     )
     for part in slices:
         yield from read_slice({n: shards[n] for n in part.shards}, part, own, total=total, room=room)
@@ -146,6 +160,8 @@ def read_slice(
                 row = _nearest_good(window, order, place)
             if row is not None:
                 row["__index__"] = part.index + place - part.first
+                if options.cross_reference is not None:
+                    row.update(window.object_of(row, options.cross_reference))  # type: ignore[typeddict-item]
                 yield row
         quarantine.close()
 
@@ -158,6 +174,7 @@ class _Window:
     ) -> None:
         self.shards, self.options, self.quarantine, self.room = shards, options, quarantine, room
         self.open: dict[int, tuple[int, list[Entry]]] = {}
+        self._identities: Identities | None = None
 
     def add(self, number: int, descriptor: int) -> None:
         shard = self.shards[number]
@@ -170,8 +187,9 @@ class _Window:
             )
         self.open[number] = descriptor, entries
 
-    def read(self, number: int, sample: int) -> Row | None:
-        """A decoded sample, or None when it is bad (and now in quarantine)."""
+    def read(self, number: int, sample: int, *, in_room: bool = True) -> Row | None:
+        """A decoded sample, or None when it is bad (and now in quarantine); its picture in the room for the next row,
+        or in memory of its own."""
         descriptor, entries = self.open[int(number)]
         entry, url, options = entries[int(sample)], self.shards[int(number)].url, self.options
         if not options.masks:
@@ -180,8 +198,9 @@ class _Window:
         try:
             parts = read_parts(descriptor, entry, options.max_member_bytes, options.further, url)
             decoded = decode_sample(
-                parts, size=options.image_size, max_pixels=options.max_pixels, further=options.further, room=self.room
-            )
+                parts, size=options.image_size, max_pixels=options.max_pixels, further=options.further,
+                room=self.room if in_room else None,
+            )  # fmt: skip
         except SampleError as error:
             self.quarantine.add(url, entry.key, entry.offset, error)
             return None
@@ -194,6 +213,23 @@ class _Window:
             row["has_mask"] = mask is not None
             row["mask"] = np.zeros(decoded["image"].shape[:2], np.uint8) if mask is None else mask
         return row
+
+    def object_of(self, row: Row, cross_reference: CrossReference) -> ObjectColumns:
+        """The row's object: another picture of it where that is drawn, there and good, else the row's own."""
+        seed, position, shown = self.options.seed, row["__index__"], row
+        if cross_reference.wants(seed, position):
+            if self._identities is None:
+                urls = {number: shard.url for number, shard in self.shards.items()}
+                self._identities = Identities.of_window(
+                    self.open, cross_reference.key, self.options.max_member_bytes, urls
+                )
+            others = self._identities.others(row["json"], cross_reference.key, row["__key__"])
+            place = cross_reference.pick(seed, position, others)
+            shown = (place and self.read(*place, in_room=False)) or row
+        return {
+            "object_key": shown["__key__"], "object_image": shown["image"], "object_mask": shown["mask"],
+            "object_has_mask": shown["has_mask"],
+        }  # fmt: skip
 
 
 def _nearest_good(window: _Window, order: np.ndarray, place: int) -> Row:

@@ -15,6 +15,7 @@ from ray.train import DataConfig
 
 from imprint.config.data import DataSpec
 from imprint.pipelines.captions import CaptionStage
+from imprint.pipelines.cross_reference import CrossReference
 from imprint.pipelines.masks import MaskStage
 from imprint.pipelines.pools import pool_options
 from imprint.pipelines.reader import read_webdataset
@@ -36,6 +37,7 @@ class StreamPlan:
     start: int
     stop: int
     quarantine: str | None = None
+    cross_reference: CrossReference | None = None
 
     def read_options(self) -> ReadOptions:
         reader = self.data.reader
@@ -50,6 +52,7 @@ class StreamPlan:
             quarantine=self.quarantine,
             weights=self.data.weights,
             verify=reader.verify,
+            cross_reference=self.cross_reference,
             retry=Retry(tries=reader.storage_tries),
         )
 

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,32 @@ def write_folder(
     Raises:
         StorageError: the disk is full or may not be written; nothing half-written is left.
     """
+    ours = {f"{name}.safetensors", f"{name}.json"}
+    with replaced_folder(path, name, ours) as fresh:
+        file = fresh / f"{name}.safetensors"
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
+        whole = {"format": f"imprint-{name}", "format_version": format_version, **record, "sha256": _sha256(file)}
+        (fresh / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    return path.absolute()
+
+
+@contextmanager
+def replaced_folder(path: Path, name: str, parts: Collection[str]) -> Iterator[Path]:
+    """A new folder that takes the place of `path` as a whole where the block ends well, and is gone where it does not.
+
+    `name` is what messages call it; a folder that holds anything but `parts` is never replaced.
+
+    Raises:
+        StorageError: the disk is full or may not be written; nothing half-written is left.
+    """
     path = path.absolute()
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     stale = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         fresh.mkdir(parents=True)
-        file = fresh / f"{name}.safetensors"
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
-        whole = {"format": f"imprint-{name}", "format_version": format_version, **record, "sha256": _sha256(file)}
-        (fresh / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+        yield fresh
         if path.exists():
-            _refuse_foreign(path, name)
+            _refuse_foreign(path, name, parts)
             os.replace(path, stale)
         os.replace(fresh, path)
     except Exception as error:
@@ -60,12 +76,10 @@ def write_folder(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
-    return path
 
 
-def _refuse_foreign(path: Path, name: str) -> None:
+def _refuse_foreign(path: Path, name: str, ours: Collection[str]) -> None:
     """Only an empty folder or an older artifact of the same kind may be replaced, never somebody's files."""
-    ours = {f"{name}.safetensors", f"{name}.json"}
     others = [entry.name for entry in path.iterdir() if entry.name not in ours] if path.is_dir() else [path.name]
     if others:
         raise StorageError(

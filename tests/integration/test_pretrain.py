@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from job_processes import ONE_WORKER, WAIT_S, Job, ray_head
 from safetensors.torch import load_file
 from small_shards import write_shards
 
@@ -25,97 +21,34 @@ from imprint.pipelines.writer import Sample
 from imprint.training.checkpoint import latest_checkpoint, load_checkpoint
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
-BIN = Path(sys.executable).parent
-WAIT_S = 300
-
-
-class Job:
-    """Job files over one set of shards, run by `imprint run` in a process of its own."""
-
-    def __init__(self, root: Path, backbone: Path, clip: Path) -> None:
-        self.root, self.runs = root, root / "runs"
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
-        self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        self.env |= {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", "RAY_worker_register_timeout_seconds": "300"}
-        self.spec = {
-            "job": "pretrain_encoder", "seed": 3, "runs": str(self.runs), "backbone": str(backbone),
-            "method": {"domain_word": "face", "encoder": {"clip": str(clip)}, "offsets": {"vector_width": 4}},
-            "data": {
-                "shards": [str(write_shards(root / "shards", [13, 9, 18]))], "image_size": 16, "shuffle_buffer": 15,
-            },
-            "training": {
-                "steps": 12, "batch_size": 4, "log_every": 1,
-                "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3}, "ema": {"decay": 0.9},
-            },
-            "checkpoint": {"every": 2, "keep": 2},
-            "tracking": {"enabled": False},
-        }  # fmt: skip
-
-    def start(self, name: str, **changes: object) -> subprocess.Popen[bytes]:
-        file = self.root / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({**self.spec, "name": name, **changes}))
-        log = (self.root / f"{name}.log").open("ab")
-        return subprocess.Popen(
-            [BIN / "imprint", "run", file], env=self.env, cwd=self.root, stdout=log, stderr=log, start_new_session=True
-        )
-
-    def finish(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        code = process.wait(WAIT_S)
-        assert code == 0, (self.root / f"{name}.log").read_text()[-6000:]
-
-    def journal(self, name: str) -> list[dict[str, float]]:
-        path = self.runs / name / "log.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def wait_for(self, name: str, process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while not ready():
-            assert process.poll() is None, (self.root / f"{name}.log").read_text()[-6000:]
-            assert time.monotonic() < deadline, (self.root / f"{name}.log").read_text()[-6000:]
-            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, tiny_sd15: Path, tiny_clip: Path) -> Job:
-    return Job(tmp_path_factory.mktemp("pretrain"), tiny_sd15, tiny_clip)
+    root, backbone, clip = tmp_path_factory.mktemp("pretrain"), tiny_sd15, tiny_clip
+    spec = {
+        "job": "pretrain_encoder", "seed": 3, "backbone": str(backbone),
+        "method": {"domain_word": "face", "encoder": {"clip": str(clip)}, "offsets": {"vector_width": 4}},
+        "data": {
+            "shards": [str(write_shards(root / "shards", [13, 9, 18]))], "image_size": 16, "shuffle_buffer": 15,
+        },
+        "training": {
+            "steps": 12, "batch_size": 4, "log_every": 1,
+            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 3}, "ema": {"decay": 0.9},
+        },
+        "checkpoint": {"every": 2, "keep": 2},
+        "tracking": {"enabled": False},
+    }  # fmt: skip
+    return Job(root, spec)
 
 
 @pytest.fixture(scope="module")
 def cluster(job: Job) -> Iterator[None]:
-    """A head that outlives the jobs' drivers."""
-    temporary = Path(tempfile.mkdtemp(prefix="imprint-ray-", dir="/tmp"))  # short: Ray's sockets lie in it
-    command = [
-        BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2",
-        "--include-dashboard=false", f"--temp-dir={temporary}", "--object-store-memory=200000000",
-    ]  # fmt: skip
-    with (temporary / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, env=job.env, stdout=log, stderr=log, start_new_session=True)
-    address = temporary / "ray_current_cluster"
-    try:
-        job.wait_for("head", head, address.exists)
-        job.env["RAY_ADDRESS"] = address.read_text().strip()
+    with ray_head(job):
         yield
-    finally:
-        job.env.pop("RAY_ADDRESS", None)
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-ONE_WORKER = {"cluster": {"workers": 1, "cpus_per_worker": 0.5}}
 LONG = {"steps": 120, "batch_size": 4, "log_every": 1, "optimizer": {"learning_rate": 1e-3}, "ema": {"decay": 0.9}}
-
-
-def starts(job: Job, name: str) -> list[dict[str, float]]:
-    return [record for record in job.journal(name) if "pid" in record]
-
-
-def losses(job: Job, name: str) -> dict[int, float]:
-    """The last loss that was written for each step."""
-    return {int(record["step"]): record["loss"] for record in job.journal(name) if "loss" in record}
 
 
 def test_killed_worker_and_killed_job_end_bit_for_bit_like_a_quiet_run(job: Job, cluster: None) -> None:
@@ -123,18 +56,18 @@ def test_killed_worker_and_killed_job_end_bit_for_bit_like_a_quiet_run(job: Job,
     job.finish("quiet", quiet)
 
     first = job.start("killed", training=LONG, **ONE_WORKER)
-    job.wait_for("killed", first, lambda: max(losses(job, "killed"), default=0) >= 9)
-    os.kill(int(starts(job, "killed")[0]["pid"]), signal.SIGKILL)
-    job.wait_for("killed", first, lambda: len(starts(job, "killed")) == 2 and max(losses(job, "killed")) >= 40)
+    job.wait_for("killed", first, lambda: max(job.losses("killed"), default=0) >= 9)
+    os.kill(int(job.starts("killed")[0]["pid"]), signal.SIGKILL)
+    job.wait_for("killed", first, lambda: len(job.starts("killed")) == 2 and max(job.losses("killed")) >= 40)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     job.finish("killed", job.start("killed", training=LONG, **ONE_WORKER))
 
-    begun = [int(record["step"]) for record in starts(job, "killed")]
+    begun = [int(record["step"]) for record in job.starts("killed")]
     assert begun[0] == 0
     assert 8 <= begun[1] < 40 <= begun[2] < 120, "each start goes on from the newest checkpoint"
-    assert losses(job, "killed") == losses(job, "quiet")
-    assert set(losses(job, "quiet")) == set(range(1, 121))
+    assert job.losses("killed") == job.losses("quiet")
+    assert set(job.losses("quiet")) == set(range(1, 121))
     for file in ("parameters", "optimizer", "ema"):
         one, other = (
             load_file(job.runs / name / "checkpoints" / "step-00000120" / f"{file}.safetensors")
@@ -149,15 +82,15 @@ def test_killed_worker_and_killed_job_end_bit_for_bit_like_a_quiet_run(job: Job,
 
 def test_sigterm_saves_and_stops_and_a_second_submit_ends_the_run(job: Job, cluster: None) -> None:
     first = job.start("stopped", training=LONG, **ONE_WORKER)
-    job.wait_for("stopped", first, lambda: max(losses(job, "stopped"), default=0) >= 5)
+    job.wait_for("stopped", first, lambda: max(job.losses("stopped"), default=0) >= 5)
     first.terminate()
     assert first.wait(WAIT_S) == 1
     assert "as asked; submit it again" in (job.root / "stopped.log").read_text().replace("\n", " ")
-    reached = max(losses(job, "stopped"))
+    reached = max(job.losses("stopped"))
     assert latest_checkpoint(job.runs / "stopped" / "checkpoints").step == reached < 120
     assert not (job.runs / "stopped" / "encoder").exists()
     job.finish("stopped", job.start("stopped", training=LONG, **ONE_WORKER))
-    assert [int(record["step"]) for record in starts(job, "stopped")] == [0, reached]
+    assert [int(record["step"]) for record in job.starts("stopped")] == [0, reached]
 
 
 def test_too_many_bad_samples_end_the_job_at_once_with_one_clear_message(job: Job, cluster: None) -> None:
@@ -171,7 +104,7 @@ def test_too_many_bad_samples_end_the_job_at_once_with_one_clear_message(job: Jo
     text = " ".join((job.root / "bad.log").read_text().split())
     assert "4 of 12 are bad (corrupt-picture: 4)" in text
     assert "data.reader.max_bad_share" in text
-    assert len(starts(job, "bad")) == 1, "bad data comes back at every retry, so there is none"
+    assert len(job.starts("bad")) == 1, "bad data comes back at every retry, so there is none"
 
 
 def test_two_deepspeed_workers_train_an_encoder_that_loads_and_is_tracked(job: Job) -> None:
@@ -193,7 +126,7 @@ def test_two_deepspeed_workers_train_an_encoder_that_loads_and_is_tracked(job: J
     average = load_checkpoint(run / "checkpoints" / "step-00000012").ema
     for name, value in parts.encoder.state_dict().items():
         assert torch.equal(value, average[f"encoder.{name}"])
-    assert set(losses(job, "two")) == set(range(1, 13))
+    assert set(job.losses("two")) == set(range(1, 13))
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-00000006.png", "step-00000012.png"]
     assert "images/s" in (job.root / "two.log").read_text()
 
@@ -202,7 +135,7 @@ def test_two_deepspeed_workers_train_an_encoder_that_loads_and_is_tracked(job: J
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["engine.zero_stage"] == "2"
     logged = {m.step: m.value for m in client.get_metric_history(tracked.info.run_id, "loss")}
-    assert logged == pytest.approx(losses(job, "two"), abs=1e-6)
+    assert logged == pytest.approx(job.losses("two"), abs=1e-6)
     assert any(name.startswith("system/") for name in tracked.data.metrics)
     assert tracked.data.metrics["quarantine/samples"] == tracked.data.metrics["quarantine/corrupt-picture"] == 1
     folders = ("", "samples", "quarantine")
@@ -216,4 +149,4 @@ def test_two_deepspeed_workers_train_an_encoder_that_loads_and_is_tracked(job: J
 
     began = time.monotonic()
     job.finish("two", job.start("two", **changes))
-    assert len(starts(job, "two")) == 1, f"a finished run starts nothing ({time.monotonic() - began:.0f} s)"
+    assert len(job.starts("two")) == 1, f"a finished run starts nothing ({time.monotonic() - began:.0f} s)"

@@ -10,10 +10,21 @@ import pytest
 import torch
 
 from imprint.backbone import Backbone
-from imprint.config.methods import DreamBoothTuneSpec, FewStepSpec, LoraTuneSpec, SampleSpec, TextualInversionTuneSpec
+from imprint.config.methods import (
+    DreamBoothTuneSpec,
+    FewStepSpec,
+    LoraTuneSpec,
+    ObjectEncoderSpec,
+    SampleSpec,
+    TamingSpec,
+    TamingTuneSpec,
+    TextualInversionTuneSpec,
+)
 from imprint.errors import ConfigError, TrainingError
+from imprint.features.clip import ClipFeatures
 from imprint.methods import METHODS
 from imprint.methods.base import Pictures
+from imprint.methods.taming import TamingObjective, TripletBatch, save_network
 from imprint.tuning import Concept, personalize, sample_concept
 
 SpecMaker = Callable[..., FewStepSpec]
@@ -143,6 +154,34 @@ def test_a_mask_changes_the_loss_where_it_is_asked_for(sd15: Backbone, spec: Spe
             callback=lambda step, loss: losses.append(loss),
         )  # fmt: skip
     assert losses[0] != losses[1]
+
+
+def test_the_taming_encoder_on_every_family(
+    backbone: Backbone, clip: ClipFeatures, triplets: TripletBatch, tmp_path: Path
+) -> None:
+    """Two steps of joint finetuning, the network saved, a subject in no step at all, saving, loading, sampling."""
+    base = {"path": backbone.path, "fingerprint": backbone.fingerprint()}
+    objective = TamingObjective(
+        Backbone.load(backbone.path), TamingSpec(object_encoder=ObjectEncoderSpec(clip=clip.name)), clip
+    )
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    for step in range(2):
+        optimizer.zero_grad()
+        loss = objective(triplets, torch.Generator().manual_seed(step)).loss
+        loss.backward()
+        optimizer.step()
+        assert 0 < loss.item() < 100
+    network = save_network(tmp_path / "run" / "network", objective.state_dict(), objective.parts, base)
+    masks = torch.ones(1, 1, 16, 16)
+    concept = personalize(
+        backbone, pictures(1, masks=masks), TamingTuneSpec(), encoder=network.parent, class_noun="cat"
+    )
+    loaded = Concept.load(concept.save(tmp_path / "concept"))
+    drawn = draw(backbone, loaded)
+    assert drawn.shape == (2, 3, 16, 16) and bool(drawn.isfinite().all())
+    assert torch.equal(drawn, draw(backbone, concept))
+    assert backbone.fingerprint() == base["fingerprint"]
+    assert not any(p.requires_grad for m in backbone.modules() for p in m.parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)

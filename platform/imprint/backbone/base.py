@@ -6,7 +6,7 @@ Methods ask a `Backbone` for what they need and never hard-code a width, a layer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,17 @@ from imprint.backbone.families import Family
 from imprint.backbone.noise import NoiseSchedule, PredictionType
 from imprint.backbone.text import TextConditioning, TokenReplacements, run_text_encoder
 from imprint.errors import BackboneError
+
+
+def modules_fingerprint(modules: Iterable[nn.Module]) -> str:
+    """sha256 over places, names, shapes and fp16 values of all weights."""
+    digest = hashlib.sha256()
+    for part, module in enumerate(modules):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{part}/{name}{tuple(tensor.shape)}".encode())
+            values = tensor.detach().to("cpu", torch.float16) if tensor.is_floating_point() else tensor.cpu()
+            digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass
@@ -111,13 +122,7 @@ class Backbone:
 
         Rounded to fp16 first, since a backbone stored in fp16 and loaded in fp32 must keep its name.
         """
-        digest = hashlib.sha256()
-        for part, module in enumerate(self.modules()):
-            for name, tensor in sorted(module.state_dict().items()):
-                digest.update(f"{part}/{name}{tuple(tensor.shape)}".encode())
-                values = tensor.detach().to("cpu", torch.float16) if tensor.is_floating_point() else tensor.cpu()
-                digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return modules_fingerprint(self.modules())
 
     # -- pictures -------------------------------------------------------------------------------------------
 
@@ -239,6 +244,9 @@ class Backbone:
             "added_cond_kwargs": self.added_conditioning(conditioning, latents),
             "return_dict": False,
         }
+        if conditioning.objects is not None:
+            # diffusers' way to GLIGEN's modules, which stand where ours do: after self-attention, before the text's
+            keywords["cross_attention_kwargs"] = {"gligen": {"objs": conditioning.objects}}
         if weights is None:
             return self.unet(*arguments, **keywords)[0]
         return torch.func.functional_call(self.unet, dict(weights), arguments, keywords)[0]

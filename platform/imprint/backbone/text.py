@@ -8,7 +8,7 @@ neither the vocabulary nor the embedding table, and many concepts share one text
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,24 +35,34 @@ class TokenReplacements:
 
 @dataclass(frozen=True)
 class TextConditioning:
-    """What the UNet attends to: `hidden` [b, n, d]; `pooled` [b, p] where the family has one (SDXL)."""
+    """What the UNet attends to: `hidden` [b, n, d]; `pooled` [b, p] where the family has one (SDXL).
+
+    `objects` [b, m, e] is for attentions that a method put between self-attention and the text's; without them the
+    UNet takes none.
+    """
 
     hidden: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b p"] | None = None
+    objects: Float[Tensor, "b m e"] | None = None
 
     def __getitem__(self, index: Any) -> TextConditioning:
-        return TextConditioning(self.hidden[index], None if self.pooled is None else self.pooled[index])
+        return self._each(lambda value: value[index])
 
     @staticmethod
     def cat(parts: Sequence[TextConditioning]) -> TextConditioning:
         """Stack several along the batch."""
-        pooled = None if parts[0].pooled is None else torch.cat([p.pooled for p in parts])  # type: ignore[misc]
-        return TextConditioning(torch.cat([p.hidden for p in parts]), pooled)
+        first = parts[0]
+        pooled = None if first.pooled is None else torch.cat([p.pooled for p in parts])  # type: ignore[misc]
+        objects = None if first.objects is None else torch.cat([p.objects for p in parts])  # type: ignore[misc]
+        return TextConditioning(torch.cat([p.hidden for p in parts]), pooled, objects)
 
     def repeat(self, count: int) -> TextConditioning:
         """Every row `count` times, rows of one prompt together."""
-        pooled = None if self.pooled is None else self.pooled.repeat_interleave(count, 0)
-        return TextConditioning(self.hidden.repeat_interleave(count, 0), pooled)
+        return self._each(lambda value: value.repeat_interleave(count, 0))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TextConditioning:
+        pooled = None if self.pooled is None else change(self.pooled)
+        return TextConditioning(change(self.hidden), pooled, None if self.objects is None else change(self.objects))
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ class ClipFeatures:
         return int(self.model.visual.transformer.width)
 
     @property
+    def joint_width(self) -> int:
+        """Width of the joint embeddings of pictures and texts."""
+        return int(self.model.visual.output_dim)
+
+    @property
     def layer_indices(self) -> list[int]:
         """Every second layer, counted from 0: 1, 3, 5, ... (16 of the 32 of ViT-H/14)."""
         return list(range(1, len(self.model.visual.transformer.resblocks), 2))
@@ -138,6 +143,20 @@ class ClipFeatures:
             output_extra_tokens=True,
         )
         return [prefix[:, 0].float() for prefix in found["image_intermediates_prefix"]]
+
+    @torch.no_grad()
+    def tokens(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n width"]:
+        """All tokens of the image tower's last layer, [CLS] first and then each patch, after its last norm; float32."""
+        found = self.model.visual.forward_intermediates(
+            self.preprocess(pixel_values),
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        (prefix,), (patches,) = found["image_intermediates_prefix"], found["image_intermediates"]
+        return torch.cat([prefix, patches], dim=1).float()
 
     @torch.no_grad()
     def encode_image(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:

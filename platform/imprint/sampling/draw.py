@@ -78,13 +78,28 @@ def draw_batches(
     progress: ProgressCallback | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
     """Pictures for all seeds, `spec.batch_size` at a time; `conditioner` makes that of a batch, given its rows."""
+
+    def denoiser(rows: slice) -> Denoiser:
+        return make_denoiser(backbone, conditioner(rows), spec, weights)
+
+    return draw_denoised(backbone, denoiser, seeds, spec, progress)
+
+
+def draw_denoised(
+    backbone: Backbone,
+    denoiser: Callable[[slice], Denoiser],
+    seeds: Sequence[int],
+    spec: SampleSpec,
+    progress: ProgressCallback | None = None,
+) -> Float[Tensor, "n 3 h w"]:
+    """As `draw_batches`, with a denoiser of the caller's own for each batch, given its rows."""
     pictures, total = [], spec.steps * -(-len(seeds) // spec.batch_size)
     for batch, start in enumerate(range(0, len(seeds), spec.batch_size)):
         rows = slice(start, start + spec.batch_size)
         report = _step_report(progress, batch * spec.steps, total)
         with computing(spec.precision, backbone.device):
-            denoiser = make_denoiser(backbone, conditioner(rows), spec, weights)
-            pictures.append(backbone.decode_latents(draw_latents(denoiser, backbone, spec, seeds[rows], report)))
+            latents = draw_latents(denoiser(rows), backbone, spec, seeds[rows], report)
+            pictures.append(backbone.decode_latents(latents))
     return torch.cat(pictures)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from imprint.methods.taming import TripletBatch
 from imprint.objective import Batch
 
 
@@ -38,3 +39,14 @@ def _context(row: Mapping[str, Any]) -> str:
     if "context" in row:
         return str(row["context"])
     return str(json.loads(row["json"]).get("caption_context", ""))
+
+
+def collate_triplets(rows: Sequence[Mapping[str, Any]], domain_sources: Collection[int]) -> TripletBatch:
+    """Triplets of rows that came with `object_image` and `object_mask`; `__source__` says which are of the domain."""
+    masks = np.stack([row["object_mask"] for row in rows])
+    objects: Any = {
+        "object_values": to_pixel_values(np.stack([row["object_image"] for row in rows])),
+        "object_masks": torch.from_numpy(masks).float().div_(255).unsqueeze(1),
+        "is_domain": torch.tensor([int(row["__source__"]) in domain_sources for row in rows]),
+    }
+    return {**collate(rows), **objects}

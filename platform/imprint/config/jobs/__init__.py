@@ -2,6 +2,7 @@
 
 from imprint.config.base import Section
 from imprint.config.jobs.evaluate import Evaluate, TrainFaceAttributes
+from imprint.config.jobs.finetune import FinetuneJoint, TripletSpec
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.jobs.shards import PrepareShards
@@ -9,6 +10,7 @@ from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
+    "finetune_joint": FinetuneJoint,
     "prepare_faces": PrepareFaces,
     "prepare_objects": PrepareObjects,
     "prepare_shards": PrepareShards,
@@ -23,6 +25,7 @@ __all__ = [
     "JOB_SPECS",
     "BackgroundMix",
     "Evaluate",
+    "FinetuneJoint",
     "PrepareFaces",
     "PrepareObjects",
     "PrepareShards",
@@ -31,4 +34,5 @@ __all__ = [
     "TrainFaceAttributes",
     "TrainTinyClip",
     "TrainTinyVae",
+    "TripletSpec",
 ]

@@ -5,6 +5,7 @@ from imprint.config.methods.e4t import E4TEncoderSpec, E4TSpec, E4TTuneSpec, Lea
 from imprint.config.methods.lora import LoraTuneSpec
 from imprint.config.methods.prompts import DEFAULT_TEMPLATES
 from imprint.config.methods.sampling import AncestralSampleSpec, SampleSpec
+from imprint.config.methods.taming import DroppingSpec, ObjectEncoderSpec, TamingSpec, TamingTuneSpec
 from imprint.config.methods.textual_inversion import TextualInversionTuneSpec
 from imprint.config.methods.tuning import FewStepSpec, IdentifierSpec, LoraSpec, PhraseSpec
 
@@ -13,6 +14,7 @@ TUNE_SPECS: dict[str, type[FewStepSpec]] = {
     "dreambooth": DreamBoothTuneSpec,
     "lora": LoraTuneSpec,
     "textual_inversion": TextualInversionTuneSpec,
+    "taming": TamingTuneSpec,
 }
 """The tuning spec of each method, by the method's name."""
 
@@ -21,6 +23,7 @@ __all__ = [
     "TUNE_SPECS",
     "AncestralSampleSpec",
     "DreamBoothTuneSpec",
+    "DroppingSpec",
     "E4TEncoderSpec",
     "E4TSpec",
     "E4TTuneSpec",
@@ -29,9 +32,12 @@ __all__ = [
     "LearningRates",
     "LoraSpec",
     "LoraTuneSpec",
+    "ObjectEncoderSpec",
     "PhraseSpec",
     "PriorSpec",
     "SampleSpec",
+    "TamingSpec",
+    "TamingTuneSpec",
     "TextualInversionTuneSpec",
     "WeightOffsetsSpec",
 ]

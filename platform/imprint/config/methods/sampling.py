@@ -14,6 +14,9 @@ class SampleSpec(Section):
 
     steps: int = Field(30, ge=1)
     guidance_scale: float = Field(5.0, ge=0, description="1 runs the conditional branch alone")
+    object_guidance_scale: float | None = Field(
+        None, ge=0, description="taming: how closely to follow the object; by default as the text"
+    )
     sampler: Literal["ddim", "ddpm", "euler_ancestral"] = "ddim"
     spacing: Literal["trailing", "leading"] = "trailing"
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's share of fresh noise")

@@ -1,0 +1,136 @@
+"""`finetune_joint`: a domain's and general shards -> triplets -> Ray Train workers -> a network of the Taming Encoder.
+
+The driver is that of every cluster job (`imprint.jobs.ray_run`). The workers train the whole network, or the new
+attentions alone, and write checkpoints and, at the end, `<run>/network`: a diffusers folder and the attentions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from torch import Tensor
+
+from imprint.backbone import Backbone
+from imprint.config.jobs.cluster import GridSpec
+from imprint.config.jobs.finetune import FinetuneJoint
+from imprint.features.clip import ClipFeatures
+from imprint.jobs.ray_run import ClusterRun, absolute_paths, path_or_name
+from imprint.jobs.ray_train import Folders, GridHooks, make_engine, micro_batches, note_start, start_worker
+from imprint.jobs.sample_grid import first_rows, write_grid
+from imprint.methods.taming import TamingObjective, TamingParts, sample_objects, save_network
+from imprint.methods.taming.artifact import load_network_state
+from imprint.pipelines.cross_reference import CrossReference
+from imprint.tracking.run import TrackedRun
+from imprint.training.batches import collate_triplets, to_pixel_values
+from imprint.training.checkpoint import TrainingState, latest_checkpoint
+from imprint.training.loop import train
+
+RESULT = "network"
+
+
+def run(spec: FinetuneJoint, *, job_file: Path | None, source: str) -> None:
+    """Run the job to its end, or on from where a run of the same name stopped.
+
+    Raises:
+        DataError, ShardError: shards are missing or cut; nothing was started.
+        StorageError: the run's folder may not be written.
+        TrainingError: workers were lost too often, or the loss is not finite.
+    """
+    triplets = spec.triplets
+    cross_reference = CrossReference(triplets.cross_reference, triplets.domain_sources, triplets.identity_key)
+    ClusterRun(train_worker, RESULT, log_network, cross_reference).drive(with_absolute_paths(spec), source)
+
+
+def with_absolute_paths(spec: FinetuneJoint) -> FinetuneJoint:
+    """The spec with paths that hold in a worker, which runs in a folder of its own."""
+    encoder = spec.method.object_encoder
+    encoder = encoder.model_copy(update={"clip": path_or_name(encoder.clip)})
+    method = spec.method.model_copy(update={"object_encoder": encoder})
+    return spec.model_copy(update=absolute_paths(spec) | {"method": method})
+
+
+def log_network(tracked: TrackedRun, folder: Path) -> None:
+    """Log the attentions and their record; the model's folder is as large as its backbone, and stays where it is."""
+    tracked.log_file(folder / "parts", RESULT)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One rank: build, train, and on rank 0 write the network."""
+    began = time.perf_counter()
+    spec = FinetuneJoint.model_validate(config["spec"])
+    folders = Folders(Path(spec.runs) / spec.name)
+    device = start_worker(spec.cluster)
+    torch.manual_seed(spec.seed)  # every rank starts from the same weights
+    backbone = Backbone.load(spec.backbone, device=device)
+    clip = ClipFeatures.load(spec.method.object_encoder.clip, device=device)
+    leads = ray.train.get_context().get_world_rank() == 0
+    # Training changes the UNet in place, so what is needed of it as it was is taken first.
+    base = {"path": backbone.path, "fingerprint": backbone.fingerprint()} if leads else {}
+    apart = apart_from(backbone, spec, clip) if leads else None
+    objective = TamingObjective(backbone, spec.method, clip)
+    resume = latest_checkpoint(folders.checkpoints)
+    engine = make_engine(objective, spec.engine, spec.training)
+    batches = micro_batches(
+        ray.train.get_dataset_shard("train"),
+        spec.training.micro_batch_size(engine.world_size),
+        prefetch=spec.data.prefetch_batches,
+        first_index=resume.samples if resume else 0,
+        make_batch=partial(collate_triplets, domain_sources=spec.triplets.domain_sources),
+    )
+    grid = TamingGrid(spec.grid, apart, spec.data.image_size) if spec.grid and apart else None
+    hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)
+    if engine.rank == 0:
+        note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
+    state = train(
+        batches, engine, spec.training, seed=spec.seed, resume=resume,
+        checkpoints=(folders.checkpoints, spec.checkpoint), hooks=hooks,
+    )  # fmt: skip
+    if apart is not None and state.step == spec.training.steps:
+        _save(state, spec, folders, apart, base)
+
+
+def apart_from(backbone: Backbone, spec: FinetuneJoint, clip: ClipFeatures) -> TamingParts:
+    """A second network that takes states of the first: for grids, and to be saved. Only what trains is copied."""
+    unet = copy.deepcopy(backbone.unet) if spec.method.whole_network else backbone.unet
+    return TamingParts.build(dataclasses.replace(backbone, unet=unet), spec.method, clip)
+
+
+class TamingGrid:
+    """Held-out subjects by one forward pass each, on a network apart from the one that trains."""
+
+    def __init__(self, spec: GridSpec, parts: TamingParts, image_size: int) -> None:
+        self.spec, self.parts = spec, parts
+        rows = first_rows(spec, image_size)
+        self.pictures = np.stack([row["image"] for row in rows])
+        masks = np.stack([row["mask"] if row["has_mask"] else np.full_like(row["mask"], 255) for row in rows])
+        objects = parts.embed(to_pixel_values(self.pictures), torch.from_numpy(masks)[:, None].float() / 255)
+        self.objects = objects.repeat_interleave(len(spec.prompts), 0)
+        self.prompts = list(spec.prompts) * len(rows)
+        self.seeds = [spec.seed + row for row in range(len(rows)) for _ in spec.prompts]
+
+    @torch.no_grad()
+    def draw(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Write the grid as a PNG: input, then a column for each prompt."""
+        load_network_state(self.parts, state, path)
+        drawn = sample_objects(self.parts, self.objects, self.prompts, self.spec.sampling, seeds=self.seeds)
+        write_grid(self.pictures, drawn, path)
+
+
+def _save(
+    state: TrainingState, spec: FinetuneJoint, folders: Folders, parts: TamingParts, base: Mapping[str, str]
+) -> None:
+    provenance = {
+        "run": spec.name, "steps": state.step, "samples": state.samples, "shards": list(spec.data.places),
+        "weights": list(spec.data.weights), "triplets": spec.triplets.model_dump(mode="json"),
+        "averaged": state.ema is not None,
+    }  # fmt: skip
+    save_network(folders.run / RESULT, state.ema or state.parameters, parts, base, provenance=provenance)

@@ -1,0 +1,19 @@
+"""The Taming Encoder: attentions to an object's embedding in a jointly finetuned network, and no tuning per subject."""
+
+from imprint.methods.taming.artifact import find_network, load_encoder, save_network
+from imprint.methods.taming.objective import TamingObjective, TripletBatch
+from imprint.methods.taming.parts import TamingParts
+from imprint.methods.taming.sample import sample, sample_objects
+from imprint.methods.taming.tune import tune
+
+__all__ = [
+    "TamingObjective",
+    "TamingParts",
+    "TripletBatch",
+    "find_network",
+    "load_encoder",
+    "sample",
+    "sample_objects",
+    "save_network",
+    "tune",
+]

@@ -1,0 +1,88 @@
+"""Jobs run by `imprint run` in processes of their own, and a cluster that outlives them, for the integration tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BIN = Path(sys.executable).parent
+WAIT_S = 300
+ONE_WORKER = {"cluster": {"workers": 1, "cpus_per_worker": 0.5}}
+
+
+class Job:
+    """Job files of one `spec`, with changes, in the folder `root`."""
+
+    def __init__(self, root: Path, spec: Mapping[str, Any]) -> None:
+        self.root, self.runs, self.spec = root, root / "runs", {**spec, "runs": str(root / "runs")}
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
+        self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        self.env |= {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", "RAY_worker_register_timeout_seconds": "300"}
+
+    def start(self, name: str, **changes: object) -> subprocess.Popen[bytes]:
+        file = self.root / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({**self.spec, "name": name, **changes}))
+        log = (self.root / f"{name}.log").open("ab")
+        return subprocess.Popen(
+            [BIN / "imprint", "run", file], env=self.env, cwd=self.root, stdout=log, stderr=log, start_new_session=True
+        )
+
+    def finish(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait(WAIT_S)
+        assert code == 0, (self.root / f"{name}.log").read_text()[-6000:]
+
+    def journal(self, name: str) -> list[dict[str, float]]:
+        path = self.runs / name / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for(self, name: str, process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not ready():
+            assert process.poll() is None, (self.root / f"{name}.log").read_text()[-6000:]
+            assert time.monotonic() < deadline, (self.root / f"{name}.log").read_text()[-6000:]
+            time.sleep(0.2)
+
+    def starts(self, name: str) -> list[dict[str, float]]:
+        """What each start of the workers wrote."""
+        return [record for record in self.journal(name) if "pid" in record]
+
+    def losses(self, name: str) -> dict[int, float]:
+        """The last loss that was written for each step."""
+        return {int(record["step"]): record["loss"] for record in self.journal(name) if "loss" in record}
+
+
+@contextmanager
+def ray_head(job: Job) -> Iterator[None]:
+    """A head that outlives the drivers of the job's runs."""
+    temporary = Path(tempfile.mkdtemp(prefix="imprint-ray-", dir="/tmp"))  # short: Ray's sockets lie in it
+    command = [
+        BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2",
+        "--include-dashboard=false", f"--temp-dir={temporary}", "--object-store-memory=200000000",
+    ]  # fmt: skip
+    with (temporary / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, env=job.env, stdout=log, stderr=log, start_new_session=True)
+    address = temporary / "ray_current_cluster"
+    try:
+        job.wait_for("head", head, address.exists)
+        job.env["RAY_ADDRESS"] = address.read_text().strip()
+        yield
+    finally:
+        job.env.pop("RAY_ADDRESS", None)
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
