@@ -38,17 +38,15 @@ class TrainFaceAttributes(LocalTraining):
 class SceneSpec(Section):
     """New scenes: what a prompt asks for, drawn for each subject so that it differs from the reference picture.
 
-    The expressions are those of the mouth, which no glasses hide, and which can be told at 64 px: the reader finds them
-    on 85 to 94 % of real held-out pictures. Sad and angry, which brows carry, it finds on 35 and 28 %.
+    The expressions are the four that can be told at 64 px: the reader finds them on 92 to 97 % of real held-out pictures,
+    but sad and angry, which brows carry, on 35 and 28 %. None of the glasses hides the eyes.
     """
 
     backgrounds: tuple[str, ...] = Field(
         ("red", "yellow", "green", "blue", "purple", "pink", "white", "black"), min_length=2
     )
-    glasses: tuple[str, ...] = Field(("round glasses", "black glasses", "sunglasses"), min_length=2)
-    expressions: tuple[str, ...] = Field(
-        ("laughing", "grimacing", "screaming", "sticking out the tongue"), min_length=2
-    )
+    glasses: tuple[str, ...] = Field(("round glasses", "black glasses", "white glasses"), min_length=2)
+    expressions: tuple[str, ...] = Field(("surprised", "in love", "grimacing", "sticking out the tongue"), min_length=2)
     template: str = Field(
         "a photo of {}, {expression}, with {glasses}, on a {background} background",
         description="{} is the subject",
