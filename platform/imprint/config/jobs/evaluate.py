@@ -38,7 +38,7 @@ class TrainFaceAttributes(LocalTraining):
 class SceneSpec(Section):
     """New scenes: what a prompt asks for, drawn for each subject so that it differs from the reference picture.
 
-    The expressions are the four that can be told at 64 px: the reader finds them on 92 to 97 % of real held-out pictures,
+    The expressions are the four that can be told at 64 px: the reader finds them on 92 to 97 % of held-out pictures,
     but sad and angry, which brows carry, on 35 and 28 %. None of the glasses hides the eyes.
     """
 
