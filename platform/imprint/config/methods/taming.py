@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.methods.tuning import FewStepSpec
+from imprint.config.training import TimestepLogits
 
 
 class ObjectEncoderSpec(Section):
@@ -49,6 +50,7 @@ class TamingSpec(Section):
     attention_lr_scale: float = Field(
         1.0, gt=0, description="Learning rate of the new attentions, as a share of the UNet's; the paper has one rate"
     )
+    timestep_logits: TimestepLogits = None
     fine_captions: bool = Field(
         True, description="Section 3.3: append the fine caption's phrases that the coarse caption lacks"
     )

@@ -80,7 +80,8 @@ class TamingObjective(Objective):
         # Noise and target in fp32 also where an engine keeps the UNet in bf16.
         x0 = backbone.encode_images(batch["pixel_values"].to(backbone.device), generator).float()
         noise = random_noise(x0, generator)
-        timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator).to(x0.device)
+        steps = backbone.schedule.num_timesteps
+        timesteps = stratified_timesteps(len(x0), steps, generator, spec.timestep_logits).to(x0.device)
         xt = backbone.schedule.add_noise(x0, noise, timesteps)
         objects = self.parts.embed(batch["object_values"], batch["object_masks"])
         is_domain = batch["is_domain"].to(x0.device)
