@@ -27,8 +27,9 @@ from imprint.jobs.ray_train import (
     start_worker,
 )  # fmt: skip
 from imprint.jobs.sample_grid import SampleGrid
-from imprint.methods.e4t.artifact import find_encoder, load_encoder, load_state, save_encoder
-from imprint.methods.e4t.objective import E4TObjective
+from imprint.methods import METHODS
+from imprint.methods.pretrained import find_encoder, load_state, save_encoder
+from imprint.methods.pretraining import EncoderObjective
 from imprint.tracking.run import TrackedRun
 from imprint.training.checkpoint import TrainingState, latest_checkpoint
 from imprint.training.loop import train
@@ -64,7 +65,7 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.manual_seed(spec.seed)  # every rank starts from the same weights
     backbone = Backbone.load(spec.backbone, device=device)
     clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
-    objective = E4TObjective(backbone, spec.method, clip)
+    objective: EncoderObjective = METHODS[spec.method.method].pretrain(backbone, spec.method, clip)
     resume = latest_checkpoint(folders.checkpoints)
     if spec.initialize_from and resume is None:
         start_from(objective, spec.initialize_from)
@@ -87,19 +88,17 @@ def train_worker(config: dict[str, Any]) -> None:
         _save(state, spec, folders, backbone, clip)
 
 
-def start_from(objective: E4TObjective, encoder: str) -> None:
+def start_from(objective: EncoderObjective, encoder: str) -> None:
     """Begin with the weights of an encoder that was pretrained before.
 
     Raises:
-        CheckpointError: there is none, or it belongs to another backbone, CLIP or architecture.
+        CheckpointError: there is none, or it belongs to another method, backbone, CLIP or architecture.
     """
     parts = objective.parts
-    pretrained = load_encoder(encoder, parts.backbone, clip=parts.clip)
+    pretrained = METHODS[parts.spec.method].load_encoder(encoder, parts.backbone, clip=parts.clip).networks()
     source = find_encoder(encoder)
-    load_state(objective.encoder, "", pretrained.encoder.state_dict(), source)
-    if objective.offsets is not None:
-        offsets = pretrained.offsets.state_dict() if pretrained.offsets is not None else {}
-        load_state(objective.offsets, "", offsets, source)
+    for name, network in parts.networks().items():
+        load_state(network, "", pretrained[name].state_dict() if name in pretrained else {}, source)
     objective.requires_grad_(True)
 
 

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from imprint.config.jobs.pretrain import GridSpec
 from imprint.errors import DataError
-from imprint.methods.e4t.artifact import load_state
-from imprint.methods.e4t.objective import E4TObjective
-from imprint.methods.e4t.parts import E4TParts
-from imprint.methods.e4t.sample import sample_features
+from imprint.methods import METHODS
+from imprint.methods.pretrained import load_networks, with_own_networks
+from imprint.methods.pretraining import EncoderObjective
 from imprint.pipelines.order import plan
 from imprint.pipelines.reading import ReadOptions, Row, read_slice
 from imprint.pipelines.shards import counted, find_shards
@@ -73,24 +72,19 @@ def write_grid(pictures: np.ndarray, drawn: Float[Tensor, "n 3 h w"], path: Path
 class SampleGrid:
     """Draws the grid from any state of the objective, without touching what trains."""
 
-    def __init__(self, spec: GridSpec, objective: E4TObjective, image_size: int) -> None:
-        own = objective.parts
-        assert own.clip is not None
+    def __init__(self, spec: GridSpec, objective: EncoderObjective, image_size: int) -> None:
         self.spec = spec
+        self.parts = with_own_networks(objective.parts)
+        self.method = METHODS[self.parts.spec.method]
         self.pictures = first_pictures(spec, image_size)
-        self.parts = E4TParts.build(own.backbone, own.spec, own.clip)
-        n, columns = len(self.pictures), len(spec.prompts)
-        with torch.no_grad():
-            features = own.clip.layers(to_pixel_values(self.pictures).to(own.backbone.device))
-        self.features = [feature.repeat_interleave(columns, 0) for feature in features]
-        self.prompts = list(spec.prompts) * n
+        columns = len(spec.prompts)
+        self.references = to_pixel_values(self.pictures).to(self.parts.backbone.device).repeat_interleave(columns, 0)
+        self.prompts = list(spec.prompts) * len(self.pictures)
 
     @torch.no_grad()
     def draw(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Write the grid as a PNG: input, then a column for each prompt."""
-        load_state(self.parts.encoder, "encoder.", state, path)
-        if self.parts.offsets is not None:
-            load_state(self.parts.offsets, "offsets.", state, path)
+        load_networks(self.parts, state, path)
         seeds = [self.spec.seed + row for row in range(len(self.pictures)) for _ in self.spec.prompts]
-        drawn = sample_features(self.parts, self.features, self.prompts, self.spec.sampling, seeds=seeds)
+        drawn = self.method.preview(self.parts, self.references, self.prompts, self.spec.sampling, seeds=seeds)
         write_grid(self.pictures, drawn, path)

@@ -77,6 +77,8 @@ def _problem(data: Any, model: type[BaseModel], path: KeyPath, details: list[Err
         return _unknown_key(data, model, path)
     if _is(details, "missing"):
         return _missing_key(data, model, path)
+    if _is(details, "union_tag_invalid"):
+        return _unknown_tag(details[0])
     if own := [detail["msg"].partition(", ")[2] for detail in details if detail["type"] in _RAISED_BY_MODELS]:
         return "; ".join(dict.fromkeys(own))
     expected = or_list(list(dict.fromkeys(_expected(detail) for detail in details)))
@@ -84,6 +86,15 @@ def _problem(data: Any, model: type[BaseModel], path: KeyPath, details: list[Err
     choices = [choice for detail in details for choice in _choices(detail)]
     hint = nearest(got, choices) if isinstance(got, str) and choices else None
     return f"got {_shown(got)}, expected {expected}" + (f"; did you mean {hint!r}?" if hint else "")
+
+
+def _unknown_tag(detail: ErrorDetails) -> str:
+    """A union's tag that names none of its sections."""
+    context = detail.get("ctx", {})
+    key, got, choices = str(context["discriminator"]).strip("'"), str(context["tag"]), _choices(detail)
+    hint = nearest(got, choices)
+    expected = or_list([repr(choice) for choice in choices])
+    return f"got {got!r} as its {key}, expected {expected}" + (f"; did you mean {hint!r}?" if hint else "")
 
 
 def _is(details: list[ErrorDetails], kind: str) -> bool:
@@ -105,7 +116,9 @@ def _unknown_key(data: Any, model: type[BaseModel], path: KeyPath) -> str:
     known = _known_keys(data, model, path)
     meant = str(_meant(data, model, path)[-1])
     if meant == key:
-        meant = next((dotted for dotted in _dotted_keys(model) if dotted.split(".")[-1] == key), key)
+        # Of a union the same place may have the key in another section; that is no other place.
+        here = ".".join(map(str, path))
+        meant = next((dotted for dotted in _dotted_keys(model) if dotted.split(".")[-1] == key and dotted != here), key)
     if meant != key:
         return f"unknown key; did you mean {meant!r}?"
     shown = ", ".join(known[:_SHOWN_KEYS]) + (", ..." if len(known) > _SHOWN_KEYS else "")

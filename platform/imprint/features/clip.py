@@ -159,6 +159,17 @@ class ClipFeatures:
         return torch.cat([prefix, patches], dim=1).float()
 
     @torch.no_grad()
+    def patches(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b width rows columns"]:
+        """The patch tokens after the last layer of the image tower, where they stand in the picture; float32.
+
+        Source: domain-agnostic tuning encoder, arXiv:2307.06925, section 4.1.
+        """
+        found = self.model.visual.forward_intermediates(
+            self.preprocess(pixel_values), indices=1, intermediates_only=True, output_fmt="NCHW"
+        )
+        return found["image_intermediates"][-1].float()
+
+    @torch.no_grad()
     def encode_image(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Joint embeddings of pictures, of unit length, float32."""
         return F.normalize(self.model.encode_image(self.preprocess(pixel_values)).float(), dim=-1)

@@ -1,4 +1,6 @@
-"""Pooled features of the UNet's encoder at (x_t, t): what E4T's iterative refinement reads off the noisy latents.
+"""Features of the UNet's encoder at (x_t, t): what iterative refinement reads off the noisy latents.
+
+E4T takes them pooled, of every block; the domain-agnostic encoder where they stand, of the last layer.
 
 Only the encoder half runs: time embedding, `conv_in`, down blocks, mid block. The up path, half the cost of a
 call or more, never does. Source: E4T, section 3.1 "Iterative refinement", arXiv:2302.12228.
@@ -71,7 +73,7 @@ def _run(block: nn.Module, sample: Tensor, temb: Tensor, hidden: Tensor) -> Any:
 
 
 class UNetTaps:
-    """Reads pooled encoder features of a frozen backbone with an empty prompt.
+    """Reads encoder features of a frozen backbone with an empty prompt.
 
     It always reads the backbone as it was pretrained, also while a tuned copy of its weights denoises: the
     features are an input to the encoder, so they must mean the same before, during and after tuning.
@@ -90,7 +92,17 @@ class UNetTaps:
     @torch.no_grad()
     def __call__(self, latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, "b"]) -> list[Float[Tensor, "b c2"]]:
         """The mean over space of each tap at (x_t, t); float32, no gradient."""
+        return [feature.float().mean(dim=(2, 3)) for feature in self._features(latents, timesteps)]
+
+    @torch.no_grad()
+    def spatial(self, latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, "b"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """The last tap, that of the mid block, with its places; float32, no gradient.
+
+        Source: domain-agnostic tuning encoder, arXiv:2307.06925, section 4.1.
+        """
+        return self._features(latents, timesteps)[-1].float()
+
+    def _features(self, latents: Tensor, timesteps: Tensor) -> list[Tensor]:
         empty = self._empty.repeat(len(latents))
         added = self.backbone.added_conditioning(empty, latents)
-        features = encoder_features(self.backbone.unet, latents, timesteps, empty.hidden, added)
-        return [feature.float().mean(dim=(2, 3)) for feature in features]
+        return encoder_features(self.backbone.unet, latents, timesteps, empty.hidden, added)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -36,6 +38,39 @@ def random_views(
     chosen = images[order.to(images.device)]
     grid = F.affine_grid(theta, [count, images.shape[1], size, size], align_corners=False)
     return F.grid_sample(chosen, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def placed_views(
+    images: Float[Tensor, "n c h w"],
+    *,
+    smallest: float,
+    degrees: float,
+    generator: torch.Generator,
+    padding: str = "reflection",
+) -> Float[Tensor, "n c h w"]:
+    """Each picture resized to `smallest` to 1 of its size, turned by up to `degrees` and moved within its frame.
+
+    What is beyond the picture is its reflection, or with `padding="zeros"` zero. Masks may ride along as channels.
+    """
+    draws = torch.rand(len(images), 4, generator=generator, device=generator.device).to(images.device)
+    size = smallest + (1 - smallest) * draws[:, 0]
+    angle = (2 * draws[:, 1] - 1) * math.radians(degrees)
+    shift = (2 * draws[:, 2:] - 1) * (1 - size)[:, None]
+    # theta maps the frame to the picture: turned back by `angle`, and wider than the picture by 1 / size. Turning is in
+    # pixels, and the coordinates of affine_grid are not where a picture is not square.
+    aspect = images.shape[-1] / images.shape[-2]
+    cosine, sine = angle.cos() / size, angle.sin() / size
+    rows = torch.stack([torch.stack([cosine, sine / aspect], 1), torch.stack([-sine * aspect, cosine], 1)], 1)
+    offset = -(rows @ shift[:, :, None])
+    theta = torch.cat([rows, offset], dim=2).to(images.dtype)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+
+
+def smooth_colours(count: int, size: int, generator: torch.Generator) -> Float[Tensor, "count 3 size size"]:
+    """Backgrounds of four colours, one at each corner, that run into each other, in [-1, 1]."""
+    corners = torch.rand(count, 3, 2, 2, generator=generator, device=generator.device) * 2 - 1
+    return F.interpolate(corners, (size, size), mode="bilinear", align_corners=True)
 
 
 def spread_evenly(pictures: int, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:

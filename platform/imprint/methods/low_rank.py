@@ -54,11 +54,14 @@ def low_rank_shell(backbone: Backbone, spec: LoraSpec, *, text_encoders: bool, s
     for _, layer in _layers(adapted):
         # peft draws from torch's global state; the same seed must give the same concept.
         down = layer.lora_A[_ADAPTER].weight
-        bound = 1 / math.sqrt(down.shape[1])
-        draws = torch.rand(down.shape, generator=generator)
         with torch.no_grad():
-            down.copy_((2 * draws - 1) * bound)
+            down.copy_(fresh_down(*down.shape, generator))
     return adapted
+
+
+def fresh_down(rank: int, into: int, generator: torch.Generator) -> Float[Tensor, "rank into"]:
+    """A as LoRA starts it: uniform, as a linear layer's own."""
+    return (2 * torch.rand(rank, into, generator=generator) - 1) / math.sqrt(into)
 
 
 def adapter_parameters(adapted: Backbone) -> list[nn.Parameter]:

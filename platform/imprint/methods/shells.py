@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +61,19 @@ def shell(backbone: Backbone, replaced: Mapping[str, Tensor] | None = None) -> B
     return dataclasses.replace(backbone, unet=parts["unet"], text_encoders=encoders)
 
 
-def trainable_shell(backbone: Backbone, *, unet: bool, text_encoders: bool) -> Backbone:
+def trainable_shell(backbone: Backbone, *, unet: bool | Collection[str], text_encoders: bool) -> Backbone:
     """A shell in fp32 whose UNet, or text encoders, are copies that take gradients.
 
+    `unet` may name some of the UNet's parameters, for those alone.
     What does not train is shared where it is in fp32 already. Word embeddings of the text encoders stay as they are:
     of a few pictures' words, only those in the prompts would move.
     """
     replaced = {}
     for name, parameter in named_weights(backbone):
-        trains = unet if name.startswith("unet.") else text_encoders and "embedding" not in name
+        if not name.startswith("unet."):
+            trains = text_encoders and "embedding" not in name
+        else:
+            trains = unet if isinstance(unet, bool) else name.removeprefix("unet.") in unet
         if trains:
             replaced[name] = parameter.detach().float().clone().requires_grad_()
         elif parameter.dtype != torch.float32:

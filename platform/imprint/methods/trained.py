@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,6 +39,13 @@ def train_weights(backbone: Backbone, *, unet: float, text_encoders: float) -> T
         if parameter.requires_grad:
             groups[name.startswith("unet.")].append(parameter)
     return Trained(own, [(groups[True], unet), (groups[False], text_encoders)], low_rank=False)
+
+
+def train_unet(backbone: Backbone, names: Collection[str], rate: float) -> Trained:
+    """Those of the UNet's parameters that are named; none leaves it as it is."""
+    own = trainable_shell(backbone, unet=names, text_encoders=False)
+    parameters: list[Tensor] = [parameter for _, parameter in named_weights(own) if parameter.requires_grad]
+    return Trained(own, [(parameters, rate)], low_rank=False)
 
 
 def train_low_rank(backbone: Backbone, spec: LoraSpec, *, text_encoders: bool, seed: int) -> Trained:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from imprint.sampling.denoiser import Denoiser
+from imprint.sampling.denoiser import Denoised, Denoiser
 
 StepCallback = Callable[[int, Tensor], None]
 """Called after each step with its number, from 0, and the latents."""
@@ -39,13 +39,29 @@ def ddim(
         last = number + 1 == len(timesteps)
         a_t = abar[t]
         a_next = torch.tensor(final_alpha_cumprod).to(abar) if last else abar[timesteps[number + 1]]
-        sigma = eta * ((1 - a_next) / (1 - a_t)).sqrt() * (1 - a_t / a_next).clamp(min=0).sqrt()
-        direction = (1 - a_next - sigma**2).clamp(min=0).sqrt()
-        x = a_next.sqrt().to(x.dtype) * prediction.x0 + direction.to(x.dtype) * prediction.eps
-        if float(sigma) > 0:
-            x = x + sigma.to(x.dtype) * fresh_noise(x, generator)
+        x = ddim_step(prediction, a_next, ddim_sigma(a_t, a_next, eta), generator)
         if callback is not None:
             callback(number, x)
+    return x
+
+
+def ddim_sigma(a_t: Float[Tensor, ""], a_next: Float[Tensor, ""], eta: float) -> Float[Tensor, ""]:
+    """sigma of Eq. 16, from abar of this timestep and of the next one visited."""
+    return eta * ((1 - a_next) / (1 - a_t)).sqrt() * (1 - a_t / a_next).clamp(min=0).sqrt()
+
+
+def ddim_step(
+    prediction: Denoised,
+    a_next: Float[Tensor, ""],
+    sigma: Float[Tensor, ""],
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """One step to abar `a_next` with noise of strength sigma, Eq. 12."""
+    dtype = prediction.x0.dtype
+    direction = (1 - a_next - sigma**2).clamp(min=0).sqrt()
+    x = a_next.sqrt().to(dtype) * prediction.x0 + direction.to(dtype) * prediction.eps
+    if float(sigma) > 0:
+        x = x + sigma.to(dtype) * fresh_noise(x, generator)
     return x
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from imprint.backbone import Backbone
@@ -40,15 +40,22 @@ def draw_latents(
     callback: StepCallback | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Latents for one picture a seed. A picture depends on its own seed only, not on its neighbours."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    like = torch.empty(len(seeds), *backbone.latent_shape, device=backbone.device)
-    noise = fresh_noise(like, generators)
-    timesteps = spaced_timesteps(backbone.schedule.num_timesteps, spec.steps, spec.spacing)
+    noise, timesteps, generators = starting_noise(backbone, spec, seeds)
     abar = backbone.schedule.alphas_cumprod
     if spec.sampler == "ddim":
         return ddim(denoiser, noise, timesteps, abar, eta=spec.eta, generator=generators, callback=callback)
     sampler = ddpm_ancestral if spec.sampler == "ddpm" else euler_ancestral
     return sampler(denoiser, noise, timesteps, abar, generator=generators, callback=callback)
+
+
+def starting_noise(
+    backbone: Backbone, spec: SampleSpec, seeds: Sequence[int]
+) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "steps"], list[torch.Generator]]:
+    """Noise for one picture a seed, the timesteps to visit, and the generators that later noise comes from."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    like = torch.empty(len(seeds), *backbone.latent_shape, device=backbone.device)
+    timesteps = spaced_timesteps(backbone.schedule.num_timesteps, spec.steps, spec.spacing)
+    return fresh_noise(like, generators), timesteps, generators
 
 
 def draw_prompts(
@@ -92,14 +99,28 @@ def draw_denoised(
     spec: SampleSpec,
     progress: ProgressCallback | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
-    """As `draw_batches`, with a denoiser of the caller's own for each batch, given its rows."""
+    """As `draw_batches`, with a denoiser of one's own for each batch, given its rows."""
+
+    def latents(rows: slice, callback: StepCallback | None) -> Float[Tensor, "b c h w"]:
+        return draw_latents(denoiser(rows), backbone, spec, seeds[rows], callback)
+
+    return draw_pictures(backbone, latents, seeds, spec, progress)
+
+
+def draw_pictures(
+    backbone: Backbone,
+    latents: Callable[[slice, StepCallback | None], Float[Tensor, "b c h w"]],
+    seeds: Sequence[int],
+    spec: SampleSpec,
+    progress: ProgressCallback | None = None,
+) -> Float[Tensor, "n 3 h w"]:
+    """As `draw_batches`, with latents by a sampler of one's own for each batch, given its rows."""
     pictures, total = [], spec.steps * -(-len(seeds) // spec.batch_size)
     for batch, start in enumerate(range(0, len(seeds), spec.batch_size)):
         rows = slice(start, start + spec.batch_size)
         report = _step_report(progress, batch * spec.steps, total)
         with computing(spec.precision, backbone.device):
-            latents = draw_latents(denoiser(rows), backbone, spec, seeds[rows], report)
-            pictures.append(backbone.decode_latents(latents))
+            pictures.append(backbone.decode_latents(latents(rows, report)))
     return torch.cat(pictures)
 
 

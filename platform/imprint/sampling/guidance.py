@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,3 +45,38 @@ class GuidedDenoiser:
         output = self.backbone.denoise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both, self.weights)
         without, with_ = output.to(xt.dtype).chunk(2)
         return denoised(self.backbone, guide(without, with_, self.guidance_scale), xt, timesteps)
+
+
+def guide_all(
+    unconditional: Float[Tensor, "b ..."], conditionals: Sequence[Float[Tensor, "b ..."]], scales: Sequence[float]
+) -> Float[Tensor, "b ..."]:
+    """unconditional + sum_i scale_i (conditional_i - unconditional): independent conditions, with scale_i = 1 + w_i.
+
+    Source: ProFusion, arXiv:2305.13579, Eq. 6 and its extension to several subjects; one condition is Eq. 3.
+    """
+    out = unconditional
+    for conditional, scale in zip(conditionals, scales, strict=True):
+        out = out + scale * (conditional - unconditional)
+    return out
+
+
+@dataclass(frozen=True)
+class BranchedDenoiser:
+    """A backbone guided towards several conditions at once, each by its own scale, all branches in one forward.
+
+    `branches` gives the conditions at (x_t, t). Guidance acts on the raw output, as in `GuidedDenoiser`.
+    """
+
+    backbone: Backbone
+    branches: Callable[[Tensor, Tensor], Sequence[TextConditioning]]
+    unconditional: TextConditioning
+    scales: Sequence[float]
+
+    @torch.no_grad()
+    def __call__(self, xt: Float[Tensor, "b c h w"], timesteps: Int[Tensor, "b"]) -> Denoised:
+        latents = xt.to(self.backbone.dtype)
+        texts = [self.unconditional.repeat(len(xt)), *self.branches(latents, timesteps)]
+        every = latents.repeat(len(texts), 1, 1, 1), timesteps.repeat(len(texts))
+        output = self.backbone.denoise(*every, TextConditioning.cat(texts)).to(xt.dtype)
+        without, *with_ = output.chunk(len(texts))
+        return denoised(self.backbone, guide_all(without, with_, self.scales), xt, timesteps)

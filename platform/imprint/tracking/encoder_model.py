@@ -14,16 +14,15 @@ from PIL import Image
 
 from imprint.backbone import Backbone
 from imprint.config.methods import SampleSpec
-from imprint.methods.e4t.artifact import load_encoder
-from imprint.methods.e4t.parts import E4TParts
-from imprint.methods.e4t.sample import sample_features
+from imprint.methods import METHODS
+from imprint.methods.pretrained import EncoderParts
 from imprint.training.batches import to_pixel_values
 
 
 class EncoderModel:
     """Draws the subjects of pictures by the encoder alone, without tuning."""
 
-    def __init__(self, parts: E4TParts) -> None:
+    def __init__(self, parts: EncoderParts) -> None:
         self.parts = parts
 
     @torch.no_grad()
@@ -37,9 +36,8 @@ class EncoderModel:
         size = self.parts.backbone.image_size
         pictures = [Image.open(io.BytesIO(data)).convert("RGB").resize((size, size)) for data in model_input["image"]]
         pixel_values = to_pixel_values(np.stack([np.asarray(picture) for picture in pictures]))
-        assert self.parts.clip is not None
-        drawn = sample_features(
-            self.parts, self.parts.clip.layers(pixel_values), list(model_input["prompt"]),
+        drawn = METHODS[self.parts.spec.method].preview(
+            self.parts, pixel_values, list(model_input["prompt"]),
             SampleSpec.model_validate(params), seeds=range(seed, seed + len(pictures)),
         )  # fmt: skip
         return [_png(picture) for picture in drawn]
@@ -56,4 +54,4 @@ def _load_pyfunc(data_path: str) -> EncoderModel:
     """Called by MLflow with the encoder's folder."""
     record = json.loads((Path(data_path) / "encoder.json").read_text())
     backbone = Backbone.load(record["backbone"]["path"])
-    return EncoderModel(load_encoder(data_path, backbone))
+    return EncoderModel(METHODS[record["method"]].load_encoder(data_path, backbone))

@@ -80,9 +80,14 @@ def sample_concept(
 
     Raises:
         ConceptError: the concept belongs to another backbone.
-        ConfigError: a prompt has no placeholder, or the concept's method is unknown.
+        ConfigError: a prompt has no placeholder, the concept's method is unknown, or fusion is not for it.
     """
     concept.require(backbone)
+    if spec.fusion is not None and concept.learned.method != "profusion":
+        raise ConfigError(
+            f"fusion: fusion sampling is made of ProFusion's conditions, and this is a concept of "
+            f"{concept.learned.method}; leave the keys of fusion out"
+        )
     return _method(concept.learned.method).sample(
         backbone, concept.learned, prompts, spec, seeds=seeds, progress=progress
     )

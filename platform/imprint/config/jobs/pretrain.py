@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imprint.config.jobs.cluster import ClusterJob, GridSpec
-from imprint.config.methods import E4TSpec
+from imprint.config.methods import DomainAgnosticSpec, E4TSpec, ProFusionSpec
 
 __all__ = ["GridSpec", "PretrainEncoder"]
 
 
+DEFAULT_METHOD = "e4t"
+
+MethodSpec = Annotated[E4TSpec | DomainAgnosticSpec | ProFusionSpec, Field(discriminator="method")]
+"""The section of one of the methods that have an encoder; its key `method` says which."""
+
+
 class PretrainEncoder(ClusterJob):
-    """Pretraining of E4T, arXiv:2302.12228 section 3.3, over Ray Data, Ray Train and DeepSpeed."""
+    """Pretraining of a method's encoder over Ray Data, Ray Train and DeepSpeed."""
 
     job: Literal["pretrain_encoder"]
-    method: E4TSpec = E4TSpec()
+    method: MethodSpec = Field(E4TSpec(), description="the method's own keys; method.method is e4t by default")
     initialize_from: str | None = Field(
         None, description="a pretrained encoder to start from: embedded name, folder or run; null: from nothing"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_method(cls, data: Any) -> Any:
+        """Job files that name no method mean the first one."""
+        section = data.get("method") if isinstance(data, dict) else None
+        if isinstance(section, dict) and "method" not in section:
+            return data | {"method": {"method": DEFAULT_METHOD, **section}}
+        return data

@@ -7,15 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from imprint.config.base import Section
-from imprint.config.methods.prompts import DEFAULT_TEMPLATES
+from imprint.config.methods.pretraining import EncoderSpec, PretrainSpec
 from imprint.config.methods.tuning import FewStepSpec
-from imprint.config.training import TimestepLogits
 
 
-class E4TEncoderSpec(Section):
+class E4TEncoderSpec(EncoderSpec):
     """The encoder of E4T, arXiv:2302.12228, section 3.1."""
 
-    clip: str = Field("imprint-tiny-clip", description="Name or folder of the open_clip model that reads the concept")
     hidden_width: int | None = Field(
         None, ge=1, description="Width of the averaged features; by default that of the widest word embedding"
     )
@@ -37,7 +35,7 @@ class WeightOffsetsSpec(Section):
     lr_scale: float = Field(1.0, gt=0, description="Learning rate of the offsets, as a share of the encoder's")
 
 
-class E4TSpec(Section):
+class E4TSpec(PretrainSpec):
     """Pretraining of E4T: the objective and what it trains."""
 
     method: Literal["e4t"] = "e4t"
@@ -45,14 +43,6 @@ class E4TSpec(Section):
     encoder: E4TEncoderSpec = E4TEncoderSpec()
     offsets: WeightOffsetsSpec = WeightOffsetsSpec()
     regularization: float = Field(0.01, ge=0, description="lambda_r of Eq. 5; 0 is the paper's ablation (3)")
-    templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
-    context_probability: float = Field(
-        0.5, ge=0, le=1, description="Share of prompts that end with the sample's own context phrases"
-    )
-    text_dropping: float = Field(0.1, ge=0, le=1, description="Share of empty prompts, for guidance")
-    timestep_logits: TimestepLogits = None
-    mask_reference: bool = Field(False, description="Show CLIP the subject on plain gray instead of its background")
-    mask_loss: bool = Field(False, description="Weight the diffusion loss by the subject's mask")
 
 
 class LearningRates(Section):

@@ -17,8 +17,8 @@ from imprint.backbone import Backbone
 from imprint.config.methods import E4TSpec, E4TTuneSpec
 from imprint.errors import ConceptError
 from imprint.methods.base import Learned
-from imprint.methods.e4t.artifact import load_state
 from imprint.methods.e4t.parts import E4TParts
+from imprint.methods.pretrained import load_state
 from imprint.methods.weight_deltas import add_deltas, pack_deltas
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprint.backbone import Backbone, TextConditioning, TokenReplacements
 from imprint.config.methods import E4TSpec
@@ -93,6 +93,10 @@ class E4TParts:
     def modulate(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """W' of the offset projections, from W_0 in `base`; empty without offsets."""
         return self.offsets(base) if self.offsets is not None else {}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The encoder, and the offsets where there are any."""
+        return {"encoder": self.encoder} | ({} if self.offsets is None else {"offsets": self.offsets})
 
     def base_weights(self) -> dict[str, Tensor]:
         """W_0: the backbone's own projections that are offset."""

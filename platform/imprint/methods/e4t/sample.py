@@ -66,6 +66,20 @@ def sample_features(
     return draw_batches(parts.backbone, conditioner, seeds or range(len(prompts)), spec, weights or None, progress)
 
 
+def preview(
+    parts: E4TParts,
+    images: Float[Tensor, "n 3 h w"],
+    prompts: Sequence[str],
+    spec: SampleSpec,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> Float[Tensor, "n 3 h w"]:
+    """Pictures of many subjects by the encoder alone, each from its own picture in [-1, 1], one a prompt."""
+    assert parts.clip is not None
+    features = [feature.to(parts.backbone.device) for feature in parts.clip.layers(images)]
+    return sample_features(parts, features, prompts, spec, seeds=seeds)
+
+
 def refine(parts: E4TParts, clip_features: Sequence[Float[Tensor, "b width"]], prompts: Sequence[str]) -> Conditioner:
     """The conditioner that predicts the embedding anew from each (x_t, t); without refinement, once and for all."""
 

@@ -6,7 +6,6 @@ encoder and the offsets are copied, and the UNet runs on copies of its parameter
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -18,9 +17,10 @@ from imprint.config.methods import E4TTuneSpec
 from imprint.methods.base import Learned, Pictures, TuneCallback
 from imprint.methods.e4t.encoder import embedding_regularization
 from imprint.methods.e4t.learned import pack
-from imprint.methods.e4t.objective import mask_background
 from imprint.methods.e4t.parts import E4TParts
 from imprint.methods.few_steps import adamw, check_tuning, prepared, run_steps
+from imprint.methods.pretrained import with_own_networks
+from imprint.methods.pretraining import concept_pictures
 from imprint.methods.subject_batch import subject_batch
 
 
@@ -62,19 +62,14 @@ def concept_features(
 ) -> list[Float[Tensor, "1 width"]]:
     """CLIP features of the concept, once: the mean over its pictures for each layer."""
     assert parts.clip is not None
-    if parts.spec.mask_reference and masks is not None:
-        images = mask_background(images, masks)
-    return [feature.mean(0, keepdim=True).to(parts.backbone.device) for feature in parts.clip.layers(images)]
+    seen = concept_pictures(parts.spec, images, masks)
+    return [feature.mean(0, keepdim=True).to(parts.backbone.device) for feature in parts.clip.layers(seen)]
 
 
 def _own_copy(parts: E4TParts, class_noun: str | None) -> E4TParts:
     """The same frozen models with copies of what tuning changes."""
-    return dataclasses.replace(
-        parts,
-        encoder=copy.deepcopy(parts.encoder),
-        offsets=copy.deepcopy(parts.offsets),
-        domain=parts.backbone.word_embedding(class_noun) if class_noun else parts.domain,
-    )
+    domain = parts.backbone.word_embedding(class_noun) if class_noun else parts.domain
+    return dataclasses.replace(with_own_networks(parts), domain=domain)
 
 
 def _trainable_unet(parts: E4TParts, spec: E4TTuneSpec) -> dict[str, Tensor]:

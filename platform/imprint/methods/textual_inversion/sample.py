@@ -12,7 +12,7 @@ from imprint.backbone import Backbone
 from imprint.config.methods import SampleSpec
 from imprint.methods.base import Learned
 from imprint.methods.prompts import require_placeholder
-from imprint.methods.textual_inversion.learned import replacements
+from imprint.methods.words import replacements
 from imprint.sampling.denoiser import Conditioner, constant
 from imprint.sampling.draw import draw_batches
 

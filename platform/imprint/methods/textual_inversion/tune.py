@@ -14,8 +14,8 @@ from imprint.config.methods import TextualInversionTuneSpec
 from imprint.methods.base import Learned, Pictures, TuneCallback
 from imprint.methods.few_steps import adamw, check_tuning, prepared, require_class_noun, run_steps
 from imprint.methods.subject_batch import subject_batch
-from imprint.methods.textual_inversion.learned import word_tensors
 from imprint.methods.weight_deltas import STORAGE
+from imprint.methods.words import word_tensors
 
 
 def tune(

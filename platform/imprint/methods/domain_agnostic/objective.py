@@ -1,0 +1,80 @@
+"""Pretraining of the domain-agnostic encoder: it learns any concept, the backbone stays as it is.
+
+Source: arXiv:2307.06925, sections 4.2, 4.3 and 5.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imprint.backbone import Backbone
+from imprint.config.methods import DomainAgnosticSpec
+from imprint.features.clip import ClipFeatures
+from imprint.methods.batched_low_rank import squared_norm
+from imprint.methods.domain_agnostic.dual_path import DualPath
+from imprint.methods.domain_agnostic.loss import contrastive_over_ranks, word_norm
+from imprint.methods.domain_agnostic.parts import DomainAgnosticParts, prompts_with, prompts_with_tokens
+from imprint.methods.pretraining import EncoderObjective, pretraining_batch, reference_pictures
+from imprint.methods.prompts import check_templates
+from imprint.objective import Batch, StepOutput
+
+
+class DomainAgnosticObjective(EncoderObjective):
+    """The diffusion loss (Eq. 1) through the dual path (Eq. 5), the contrastive loss (Eq. 3) over all ranks, and both
+    L2 terms: of the word (Eq. 4) and of the weight offsets (section 4.1)."""
+
+    def __init__(self, backbone: Backbone, spec: DomainAgnosticSpec, clip: ClipFeatures | None = None) -> None:
+        """`clip` is loaded by the name in the spec where it is not given.
+
+        Raises:
+            ConfigError: a template has no placeholder.
+            BackboneError: CLIP cannot be loaded.
+        """
+        check_templates(spec.templates)
+        clip = clip or ClipFeatures.load(spec.encoder.clip, device=backbone.device)
+        parts = DomainAgnosticParts.build(backbone.freeze(), spec, clip)
+        super().__init__(parts)
+        self.spec = spec
+        self.encoder = parts.encoder
+        self.hypernetwork = parts.hypernetwork
+        self._held += (DualPath(backbone, spec.dual_path.alpha_blend if spec.dual_path.enabled else None),)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The encoder, and the hypernetwork at its own share of the learning rate (1e-4 and 1e-5, section 5.1)."""
+        groups = [{"params": list(self.encoder.parameters()), "lr_scale": 1.0}]
+        if self.hypernetwork is not None:
+            scale = self.spec.hypernetwork.lr_scale
+            groups.append({"params": list(self.hypernetwork.parameters()), "lr_scale": scale})
+        return groups
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
+        """The loss of one micro-batch; metrics are its terms.
+
+        Raises:
+            DataError: the spec asks for masks and the batch has none.
+        """
+        parts: DomainAgnosticParts = self.parts
+        path: DualPath = self._held[1]
+        backbone, spec = parts.backbone, self.spec
+        images = batch["pixel_values"].to(backbone.device)
+        noisy = pretraining_batch(backbone, spec, batch, images, generator)
+        seen = reference_pictures(spec, batch, images)
+        prediction = parts.heads(parts.features(seen, noisy.xt, noisy.timesteps))
+        soft = prompts_with(backbone, noisy.prompts, prediction.words)
+        hard = None
+        if spec.dual_path.enabled:
+            hard = prompts_with_tokens(backbone, noisy.prompts, parts.nearest_tokens(prediction.words))
+        output = path.denoise(noisy.xt, noisy.timesteps, soft, hard, prediction.factors)
+        terms: dict[str, tuple[float, Tensor]] = {"diffusion": (1.0, noisy.loss(output, backbone.schedule))}
+        terms["norm"] = (spec.regularization, word_norm(prediction.words))
+        if spec.contrastive.enabled:
+            loss = contrastive_over_ranks(prediction.words, parts.vocabularies, spec.contrastive)
+            terms["contrastive"] = (spec.contrastive.weight, loss)
+        if self.hypernetwork is not None:
+            norm = squared_norm(prediction.factors.values())
+            terms["offsets"] = (spec.hypernetwork.regularization, norm)
+        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        return StepOutput(total, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})

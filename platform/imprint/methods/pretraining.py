@@ -1,0 +1,96 @@
+"""Pretraining of an encoder on many concepts: what the objectives of all methods do alike around their own loss.
+
+Legend: I_c the picture, x_0 its latents, x_t noisy latents, t the timestep.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from imprint.backbone import Backbone
+from imprint.config.methods import PretrainSpec
+from imprint.errors import DataError
+from imprint.methods.pretrained import EncoderParts
+from imprint.methods.prompts import training_prompts
+from imprint.methods.subject_batch import NoisyBatch, noisy_batch
+from imprint.objective import Batch, Objective
+
+
+class EncoderObjective(Objective):
+    """Base of the objectives that pretrain an encoder: a subclass registers the networks of its parts.
+
+    Gradients flow through the backbone to those networks and to nothing else.
+    """
+
+    def __init__(self, parts: EncoderParts) -> None:
+        super().__init__()
+        # In a tuple, so that the frozen models are not registered and no engine shards, trains or saves them.
+        self._held: tuple[Any, ...] = (parts,)
+
+    @property
+    def parts(self) -> Any:
+        """Backbone, CLIP and the networks that train."""
+        return self._held[0]
+
+
+def pretraining_batch(
+    backbone: Backbone,
+    spec: PretrainSpec,
+    batch: Batch,
+    images: Float[Tensor, "b 3 h w"],
+    generator: torch.Generator,
+) -> NoisyBatch:
+    """Noisy latents of a batch's pictures with a prompt for each, and masks where the loss is weighted by them.
+
+    Raises:
+        DataError: the spec asks for masks and the batch has none.
+    """
+    noisy = noisy_batch(backbone, images, generator, timestep_logits=spec.timestep_logits)
+    prompts = training_prompts(
+        spec.templates,
+        batch.get("contexts") or [""] * len(images),
+        context_probability=spec.context_probability,
+        text_dropping=spec.text_dropping,
+        generator=generator,
+    )
+    masks = batch_masks(batch, images, "mask_loss") if spec.mask_loss else None
+    return NoisyBatch(noisy.xt, noisy.timesteps, noisy.target, prompts, masks)
+
+
+def reference_pictures(spec: PretrainSpec, batch: Batch, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """What the encoder sees of each picture: all of it, or the subject alone.
+
+    Raises:
+        DataError: the spec asks for masks and the batch has none.
+    """
+    if not spec.mask_reference:
+        return images
+    return mask_background(images, batch_masks(batch, images, "mask_reference"))
+
+
+def concept_pictures(
+    spec: PretrainSpec, images: Float[Tensor, "n 3 h w"], masks: Float[Tensor, "n 1 h w"] | None
+) -> Float[Tensor, "n 3 h w"]:
+    """What the encoder sees of a concept's pictures: as in pretraining, where they have masks."""
+    return mask_background(images, masks) if spec.mask_reference and masks is not None else images
+
+
+def mask_background(images: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """The subject on plain mid-gray, 0 in [-1, 1]."""
+    return images * masks
+
+
+def batch_masks(batch: Batch, images: Tensor, key: str) -> Float[Tensor, "b 1 h w"]:
+    """The masks of a batch, which the key of the spec asks for.
+
+    Raises:
+        DataError: it has none.
+    """
+    masks = batch.get("masks")
+    if masks is None:
+        raise DataError(f"{key}: true, but the samples have no mask; add a masker to the job, or set {key}: false")
+    return masks.to(images)
