@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from imprint.config.jobs.shards import PrepareShards
 from imprint.config.paths import resolve_path
 from imprint.errors import DataError
-from imprint.jobs.ray_train import connect, our_error
 from imprint.pipelines.preparation.run import Report, prepare_shards
 
 log = logging.getLogger(__name__)
@@ -25,23 +24,32 @@ def run(spec: PrepareShards, *, job_file: Path | None, source: str) -> None:
         DataError: the input cannot be read, too much of it is bad, nothing is left, or other shards are there.
         StorageError: no space, no permission, or another run writes the same folder.
     """
-    connect()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks = {name: bar.add_task(f"{spec.name}: {name}", total=None) for name in ("reading", "writing")}
         try:
             report = prepare_shards(
-                spec, lambda doing, done, total: bar.update(tasks[doing], completed=done, total=total)
+                spec, lambda doing, done, total: bar.update(tasks[doing], completed=done, total=total), _connect
             )
-        except (ray.exceptions.RayError, RuntimeError) as error:
+        except Exception as error:  # Ray wraps what a task raises in classes of its own
+            from imprint.jobs.ray_train import our_error
+
             ours = our_error(error)
             if ours is not None:
                 raise ours from error
-            raise DataError(f"preparing shards on Ray: {error}; run again to go on") from error
+            if isinstance(error, ray.exceptions.RayError):
+                raise DataError(f"preparing shards on Ray: {error}; run again to go on") from error
+            raise
     console = Console(soft_wrap=True, highlight=False)
     for line in describe(report):
         console.print(line)
     console.print(f"[green]ok[/]: the shards are in {resolve_path(spec.out_dir)}")
+
+
+def _connect() -> None:
+    from imprint.jobs.ray_train import connect  # loads torch and Ray Train, which a run without Ray does not need
+
+    connect()
 
 
 def describe(report: Report) -> list[str]:

@@ -30,3 +30,8 @@ def write_folder(folder: Path, count: int, *, height: int = 48, width: int = 48,
         if captions:
             place.with_suffix(".txt").write_text(f"picture {number}")
     return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of a folder by their path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -95,10 +95,18 @@ def shapes_of(spec: PictureSpec) -> list[Shape] | None:
 def size_conditioning(document: str, height: int, width: int) -> Int32[np.ndarray, "6"]:
     """SDXL's (original height, width, crop top, left, target height, width) from a sample's json.
 
-    A sample without a record counts as never resized: `height` and `width` are its own.
+    A sample without a record, or with one that is not ours, counts as never resized: `height` and `width` are its own.
     """
-    record = json.loads(document).get(FIELD) or place_crop((height, width), None).record()
-    return np.array([*record["original_size"], *record["crop_top_left"], *record["target_size"]], np.int32)
+    record = json.loads(document).get(FIELD)
+    try:
+        found = np.array([*record["original_size"], *record["crop_top_left"], *record["target_size"]], np.int32)
+        return found if found.shape == (6,) else _never_resized(height, width)
+    except (KeyError, TypeError, ValueError):
+        return _never_resized(height, width)
+
+
+def _never_resized(height: int, width: int) -> Int32[np.ndarray, "6"]:
+    return np.array([height, width, 0, 0, height, width], np.int32)
 
 
 def add_size_conditioning(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

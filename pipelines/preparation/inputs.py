@@ -225,7 +225,11 @@ def _read_places(found: Candidate, places: dict[str, str], table: str, options: 
         contents, spans = {}, None
         try:
             for name, place in where.items():
-                contents[name] = _download(place, options) if is_url(place) else Path(place).read_bytes()
+                if is_url(place):
+                    contents[name] = _download(place, options)
+                else:
+                    _check_size(name, os.stat(place).st_size, options)
+                    contents[name] = Path(place).read_bytes()
         except SampleError as error:
             found.problem = error
         except OSError as error:

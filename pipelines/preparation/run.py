@@ -21,28 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy, Dataset, Datasource
-from ray.data.block import Block, BlockMetadata
-from ray.data.context import DataContext
-from ray.data.datasource import ReadTask
 
 from imprint.config.jobs.shards import PrepareShards
 from imprint.config.paths import resolve_path
 from imprint.errors import DataError, SampleError, StorageError
+from imprint.pipelines.preparation.execution import Executor, InProcess, OnRay
 from imprint.pipelines.preparation.inputs import Inputs, find_inputs
 from imprint.pipelines.preparation.planning import Plan, ShardPlan, plan_shards, sample_key
-from imprint.pipelines.preparation.stages import (
-    CaptionShapes,
-    Encode,
-    MaskShapes,
-    copy_rows,
-    members,
-    read_rows,
-)
+from imprint.pipelines.preparation.stages import copy_rows, members, read_rows
 from imprint.pipelines.preparation.survey import load_surveys, survey_chunk, survey_path, write_whole
 from imprint.pipelines.quarantine import Quarantine
-from imprint.pipelines.reader import BLOCK_BYTES, reading_context
+from imprint.pipelines.reader import BLOCK_BYTES
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions
 from imprint.pipelines.storage import Retry
 from imprint.pipelines.writer import MANIFEST, Sample, ShardFolder, storage_errors, write_shard
@@ -71,8 +60,10 @@ class Report:
     left_out_files: dict[str, int] = field(default_factory=dict)
 
 
-def prepare_shards(spec: PrepareShards, progress: Progress | None = None) -> Report:
-    """Write `spec.out_dir`; does nothing where it is finished. Ray must be running.
+def prepare_shards(
+    spec: PrepareShards, progress: Progress | None = None, connect: Callable[[], None] | None = None
+) -> Report:
+    """Write `spec.out_dir`; does nothing where it is finished. `connect` starts Ray where it is needed.
 
     Raises:
         DataError: the input cannot be read, too much of it is bad, nothing is left, or other shards are there.
@@ -93,11 +84,16 @@ def prepare_shards(spec: PrepareShards, progress: Progress | None = None) -> Rep
         log.info("%s is finished and was made from the same input and settings; nothing to do", out)
         return Report(**json.loads((out / REPORT).read_text()))
     with _working_in(work, {"origin": origin, "stamp": inputs.stamp}):
-        _survey(inputs, work, options, spec, progress)
+        executor: Executor = InProcess(spec)
+        if spec.run_on == "ray":
+            if connect is not None:
+                connect()
+            executor = OnRay(spec)
+        _survey(inputs, work, options, executor, progress)
         survey = load_surveys(work, inputs.chunks)
         plan = plan_shards(survey, spec)
         shards = ShardFolder(work / "shards", {"dataset": spec.name, "origin": origin, "buckets": plan.buckets()})
-        _write_shards(plan, survey, shards, spec, progress)
+        _write_shards(plan, survey, shards, spec, executor, progress)
         report = _write_report(plan, survey, inputs, shards.path)
         shards.finish([shard.name for shard in plan.shards])
         with storage_errors("putting the finished shards in place", out):
@@ -141,10 +137,11 @@ def _is_there(out: Path, origin: dict[str, Any]) -> bool:
         )
     sizes = {shard["name"]: shard["bytes"] for shard in shards}
     wrong = [name for name, size in sizes.items() if not (out / name).is_file() or (out / name).stat().st_size != size]
+    wrong += [] if (out / REPORT).is_file() else [REPORT]
     if wrong:
         raise DataError(
-            f"preparing shards: {out} was finished, and {len(wrong)} of its {len(sizes)} shards are missing or were "
-            f"changed since, the first is {wrong[0]}; remove the folder and run again"
+            f"preparing shards: {out} was finished, and {len(wrong)} of its files are missing or were changed since, "
+            f"the first is {wrong[0]}; remove the folder and run again"
         )
     return True
 
@@ -196,39 +193,14 @@ def _working_in(work: Path, state: dict[str, Any]) -> Iterator[None]:
 # -- the first pass -----------------------------------------------------------------------------------------
 
 
-class _Tasks(Datasource):
-    """A read task for each of `tasks`, which give blocks; `rows` is the number of rows of each."""
-
-    def __init__(self, tasks: Sequence[Callable[[], Iterator[Block]]], rows: Sequence[int]) -> None:
-        super().__init__()
-        self._tasks, self._rows = list(tasks), list(rows)
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-    ) -> list[ReadTask]:
-        """One task each, whatever `parallelism` says: the order of rows is that of the tasks."""
-        return [
-            ReadTask(task, BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None), per_task_row_limit=None)
-            for task, rows in zip(self._tasks, self._rows, strict=True)
-        ]
-
-
-def _run_tasks(tasks: Sequence[Callable[[], Iterator[Block]]], rows: Sequence[int], cpus: float) -> Dataset:
-    with DataContext.current(reading_context(BLOCK_BYTES)):
-        return ray.data.read_datasource(_Tasks(tasks, rows), override_num_blocks=len(tasks), num_cpus=cpus)
-
-
-def _survey(inputs: Inputs, work: Path, options: ReadOptions, spec: PrepareShards, progress: Progress) -> None:
+def _survey(inputs: Inputs, work: Path, options: ReadOptions, executor: Executor, progress: Progress) -> None:
     missing = [number for number in range(len(inputs.chunks)) if not survey_path(work, number).is_file()]
     done = len(inputs) - sum(len(inputs.chunks[number]) for number in missing)
     progress("reading", done, len(inputs))
     if not missing:
         return
     tasks = [partial(survey_chunk, inputs.chunks[number], number, work, options) for number in missing]
-    for row in _run_tasks(tasks, [1] * len(tasks), spec.reader.cpus).iter_rows():
+    for row in executor.rows(tasks, [1] * len(tasks)):
         done += row["pictures"]
         progress("reading", done, len(inputs))
 
@@ -236,14 +208,16 @@ def _survey(inputs: Inputs, work: Path, options: ReadOptions, spec: PrepareShard
 # -- the second pass ----------------------------------------------------------------------------------------
 
 
-def _write_shards(plan: Plan, survey: pa.Table, shards: ShardFolder, spec: PrepareShards, progress: Progress) -> None:
+def _write_shards(
+    plan: Plan, survey: pa.Table, shards: ShardFolder, spec: PrepareShards, executor: Executor, progress: Progress
+) -> None:
     missing = [shard for shard in plan.shards if not shards.is_finished(shard.name)]
     total = sum(len(shard.positions) for shard in plan.shards)
     done = total - sum(len(shard.positions) for shard in missing)
     progress("writing", done, total)
     if not missing:
         return
-    rows = _encoded_rows(encoded(missing, survey, spec))
+    rows = _encoded_rows(missing, survey, spec, executor)
     for shard in missing:
         names = survey["name"].take(pa.array(shard.positions)).to_pylist()
         keys = [sample_key(position, name) for position, name in zip(shard.positions, names, strict=True)]
@@ -259,37 +233,25 @@ def _write_shards(plan: Plan, survey: pa.Table, shards: ShardFolder, spec: Prepa
         shards.record(write_shard(shards.path / shard.name, spec.split, samples()))
 
 
-def encoded(shards: Sequence[ShardPlan], survey: pa.Table, spec: PrepareShards) -> Dataset:
-    """The samples of `shards` in their order, captioned, masked and encoded, as a data set of Ray."""
+def _encoded_rows(
+    shards: Sequence[ShardPlan], survey: pa.Table, spec: PrepareShards, executor: Executor
+) -> Iterator[dict[str, Any]]:
+    """The samples of `shards` in their order, captioned, masked and encoded."""
     parts = [
-        (positions, shard.shape)
+        (shard.positions[start : start + _ROWS_PER_TASK], shard.shape)
         for shard in shards
         for start in range(0, len(shard.positions), _ROWS_PER_TASK)
-        if (positions := shard.positions[start : start + _ROWS_PER_TASK])
     ]
     records = [survey.take(pa.array(positions)).combine_chunks() for positions, _ in parts]
-    rows = [len(positions) for positions, _ in parts]
+    counts = [len(positions) for positions, _ in parts]
     if spec.pictures.mode == "keep" and spec.captions is None and spec.masks is None:
         copies = [partial(copy_rows, found, positions) for found, (positions, _) in zip(records, parts, strict=True)]
-        return _run_tasks(copies, rows, spec.reader.cpus)
+        return executor.rows(copies, counts)
     reads = [
         partial(read_rows, found, positions, shape, spec.pictures, spec.seed, BLOCK_BYTES)
         for found, (positions, shape) in zip(records, parts, strict=True)
     ]
-    data = _run_tasks(reads, rows, spec.reader.cpus)
-    for stage, section in ((CaptionShapes, spec.captions), (MaskShapes, spec.masks)):
-        if section is not None:
-            data = data.map_batches(
-                stage, fn_constructor_args=(section,), batch_size=None, batch_format="numpy",
-                compute=ActorPoolStrategy(size=section.actors), num_cpus=section.cpus, num_gpus=section.gpus or None,
-            )  # fmt: skip
-    encode = Encode(spec.pictures.quality)
-    return data.map_batches(encode, batch_size=None, batch_format="numpy", num_cpus=spec.reader.cpus)
-
-
-def _encoded_rows(data: Dataset) -> Iterator[dict[str, Any]]:
-    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        yield from batch.to_pylist()
+    return executor.encoded(reads, counts)
 
 
 def _write_report(plan: Plan, survey: pa.Table, inputs: Inputs, folder: Path) -> Report:

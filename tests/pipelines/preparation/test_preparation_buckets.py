@@ -87,7 +87,8 @@ def test_time_ids_stand_in_diffusers_order() -> None:
     # diffusers' StableDiffusionXLPipeline._get_add_time_ids: original_size + crops_coords_top_left + target_size.
     document = json.dumps({"size_conditioning": place_crop((240, 200), (60, 100), (0.25, 0.5)).record()})
     assert size_conditioning(document, 60, 100).tolist() == [240, 200, 15, 0, 60, 100]
-    assert size_conditioning("{}", 60, 100).tolist() == [60, 100, 0, 0, 60, 100]
+    for odd in ("{}", '{"size_conditioning": 3}', '{"size_conditioning": {"original_size": [1, 2]}}'):
+        assert size_conditioning(odd, 60, 100).tolist() == [60, 100, 0, 0, 60, 100]
     batch = {"json": np.array([document, "{}"]), "image": np.zeros((2, 60, 100, 3), np.uint8)}
     ids = add_size_conditioning(batch)["time_ids"]
     assert ids.dtype == np.int32 and ids.tolist() == [[240, 200, 15, 0, 60, 100], [60, 100, 0, 0, 60, 100]]

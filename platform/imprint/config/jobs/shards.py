@@ -107,6 +107,9 @@ class PrepareShards(Section):
     split: str = Field("train", pattern=r"^[a-z]+$", description="split that the manifest gives the shards")
     samples_per_shard: int = Field(1000, ge=1)
     shuffle: bool = Field(True, description="write in an order drawn from the seed; false: in the order of the input")
+    run_on: Literal["ray", "process"] = Field(
+        "ray", description="process: without Ray, one picture after the other; the same bytes, for small sets"
+    )
     filters: FilterSpec = FilterSpec()
     pictures: PictureSpec = PictureSpec()
     captions: CaptionerSpec | None = Field(None, description="null: only captions that are there already")
@@ -137,6 +140,7 @@ class PrepareShards(Section):
             exclude={
                 "job": True,
                 "out_dir": True,
+                "run_on": True,
                 "input": {"folder": {"path"}, "table": {"path"}, "shards": {"places"}},
                 "captions": _RESOURCES,
                 "masks": _RESOURCES,
