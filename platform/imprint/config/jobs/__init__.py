@@ -2,7 +2,7 @@
 
 from imprint.config.base import Section
 from imprint.config.jobs.evaluate import Evaluate, TrainFaceAttributes
-from imprint.config.jobs.finetune import FinetuneJoint, TripletSpec
+from imprint.config.jobs.finetune import FinetuneJoint, JointTripletSpec
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.jobs.shards import PrepareShards
@@ -26,6 +26,7 @@ __all__ = [
     "BackgroundMix",
     "Evaluate",
     "FinetuneJoint",
+    "JointTripletSpec",
     "PrepareFaces",
     "PrepareObjects",
     "PrepareShards",
@@ -34,5 +35,4 @@ __all__ = [
     "TrainFaceAttributes",
     "TrainTinyClip",
     "TrainTinyVae",
-    "TripletSpec",
 ]

@@ -11,7 +11,7 @@ from imprint.config.jobs.cluster import ClusterJob
 from imprint.config.methods import TamingSpec
 
 
-class TripletSpec(Section):
+class JointTripletSpec(Section):
     """How triplets of picture, object and caption are made of the sources' samples."""
 
     domain_sources: tuple[int, ...] = Field(
@@ -28,7 +28,7 @@ class FinetuneJoint(ClusterJob):
 
     job: Literal["finetune_joint"]
     method: TamingSpec = TamingSpec()
-    triplets: TripletSpec = TripletSpec()
+    triplets: JointTripletSpec = JointTripletSpec()
 
     @model_validator(mode="after")
     def _domain_is_among_the_sources(self) -> Self:

@@ -1,4 +1,4 @@
-"""The Taming Encoder: its network, its joint finetuning, and personalization in one forward pass."""
+"""The Taming Encoder (arXiv:2304.02642): its network, its joint finetuning, and personalization in one pass."""
 
 from __future__ import annotations
 

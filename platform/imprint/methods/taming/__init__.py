@@ -1,4 +1,7 @@
-"""The Taming Encoder: attentions to an object's embedding in a jointly finetuned network, and no tuning per subject."""
+"""The Taming Encoder: attentions to an object's embedding in a jointly finetuned network, and no tuning per subject.
+
+Jia et al., arXiv:2304.02642.
+"""
 
 from imprint.methods.taming.artifact import find_network, load_encoder, save_network
 from imprint.methods.taming.objective import TamingObjective, TripletBatch
