@@ -146,6 +146,18 @@ class MaskerSpec(StagePool):
         return self
 
 
+class PrecomputeSpec(StagePool):
+    """What frozen models give for a sample: computed in the trainer, in the stream before it, or stored in shards.
+
+    `stream` computes it in actors of its own; `shards` reads it from each sample's part `features.safetensors`.
+    """
+
+    source: Literal["trainer", "stream", "shards"] = "trainer"
+    parts: tuple[Literal["clip", "vae", "text"], ...] = Field(
+        ("clip", "vae"), min_length=1, description="with source=stream: CLIP features, latent moments, text embeddings"
+    )
+
+
 class SourceSpec(Section):
     """One of several sources that are mixed at a set ratio, each with an order and epochs of its own."""
 
@@ -168,6 +180,7 @@ class DataSpec(Section):
     reader: ReaderSpec = ReaderSpec()
     captions: CaptionerSpec = CaptionerSpec()
     masks: MaskerSpec = MaskerSpec()
+    precompute: PrecomputeSpec = PrecomputeSpec()
 
     @model_validator(mode="after")
     def _shards_or_sources(self) -> DataSpec:
