@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imprint.config.jobs.cluster import ClusterJob
+from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.paths import resolve_path
 from imprint.errors import StorageError, TrainingError
 from imprint.jobs.progress import ProgressLine
@@ -21,7 +22,7 @@ from imprint.jobs.ray_train import Folders, connect, fit
 from imprint.pipelines import quarantine
 from imprint.pipelines.cross_reference import CrossReference
 from imprint.pipelines.shards import Shard, check_present, counted, find_sources
-from imprint.pipelines.stream import StreamPlan
+from imprint.pipelines.stream import FrozenModels, StreamPlan
 from imprint.tracking.journal import JournalFollower
 from imprint.tracking.run import TrackedRun
 from imprint.training.checkpoint import latest_checkpoint
@@ -119,7 +120,15 @@ def stream_plan(
         stop=spec.training.steps * batch,
         quarantine=str(folders.quarantine),
         cross_reference=cross_reference,
+        models=_frozen_models(spec),
     )
+
+
+def _frozen_models(spec: ClusterJob) -> FrozenModels | None:
+    """What features can be computed with before the trainer: the models of a job that pretrains an encoder."""
+    if not isinstance(spec, PretrainEncoder):
+        return None
+    return FrozenModels(spec.backbone, spec.method.encoder.clip, spec.method.mask_reference)
 
 
 def absolute_paths(spec: ClusterJob) -> dict[str, Any]:

@@ -23,7 +23,17 @@ from imprint.pipelines.reading import MEBIBYTE, ReadOptions
 from imprint.pipelines.shards import Shard
 from imprint.pipelines.storage import Retry
 
+FEATURES_PART = "features.safetensors"
 _BLOCK_BYTES = 4 * MEBIBYTE  # about 256 pictures of 64 px with their masks: small enough that stages overlap
+
+
+@dataclass(frozen=True)
+class FrozenModels:
+    """The trainer's own models, for what is computed before it: names or folders, and whether CLIP sees masks."""
+
+    backbone: str
+    clip: str
+    mask_reference: bool
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class StreamPlan:
     stop: int
     quarantine: str | None = None
     cross_reference: CrossReference | None = None
+    models: FrozenModels | None = None
 
     def read_options(self) -> ReadOptions:
         reader = self.data.reader
@@ -51,6 +62,7 @@ class StreamPlan:
             max_bad_share=reader.max_bad_share,
             quarantine=self.quarantine,
             weights=self.data.weights,
+            further=(FEATURES_PART,) if self.data.precompute.source == "shards" else (),
             verify=reader.verify,
             cross_reference=self.cross_reference,
             retry=Retry(tries=reader.storage_tries),
@@ -79,8 +91,22 @@ def training_stream(plan: StreamPlan, workers: int) -> Dataset:
         MaskStage, fn_constructor_args=(masks,), batch_size=share, batch_format="numpy",
         **pool_options(masks),
     )  # fmt: skip
+    if plan.data.precompute.source == "stream":
+        rows = _with_features(rows, plan, share)
     # Ray cuts blocks by bytes; this makes each exactly one worker's share (and runs inside the masker's actors).
     return rows.repartition(target_num_rows_per_block=share, strict=True)
+
+
+def _with_features(rows: Dataset, plan: StreamPlan, share: int) -> Dataset:
+    from imprint.pipelines.features import FeatureStage
+
+    models, spec = plan.models, plan.data.precompute
+    if models is None:
+        raise ValueError("data.precompute.source=stream: this job names no models to compute with; set it to trainer")
+    return rows.map_batches(
+        FeatureStage, fn_constructor_args=(spec, models.backbone, models.clip, models.mask_reference, spec.parts),
+        batch_size=share, batch_format="numpy", **pool_options(spec),
+    )  # fmt: skip
 
 
 class StreamDataConfig(DataConfig):

@@ -168,7 +168,7 @@ class TripletStage:
         except (SampleError, StopIteration):
             return None
         mask = decoded["mask"] if self.keep_own else None
-        return decoded["image"], self.masker(decoded["image"]) if mask is None else mask, place.key
+        return decoded["image"], self.masker([decoded["image"]])[0] if mask is None else mask, place.key
 
 
 def add_triplets(

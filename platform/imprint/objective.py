@@ -14,7 +14,8 @@ class Batch(TypedDict):
     """One micro-batch.
 
     `pixel_values` are in [-1, 1] and `masks` (1 on the subject) in [0, 1]; `contexts` are the phrases of a
-    caption that do not belong to the subject's identity.
+    caption that do not belong to the subject's identity. What was computed before: mean and log-variance of the scaled
+    latents, the CLIP [CLS] tokens of a picture, and a caption's text embeddings.
     """
 
     pixel_values: Float[Tensor, "b 3 h w"]
@@ -22,6 +23,11 @@ class Batch(TypedDict):
     captions: list[str]
     contexts: NotRequired[list[str]]
     keys: list[str]
+    latent_mean: NotRequired[Float[Tensor, "b c h2 w2"]]
+    latent_logvar: NotRequired[Float[Tensor, "b c h2 w2"]]
+    clip_layers: NotRequired[Float[Tensor, "b layers width"]]
+    text_hidden: NotRequired[Float[Tensor, "b n d"]]
+    text_pooled: NotRequired[Float[Tensor, "b p"]]
 
 
 @dataclass(frozen=True)

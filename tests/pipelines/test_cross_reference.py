@@ -158,7 +158,7 @@ def test_objects_get_masks_of_their_own() -> None:
         "object_image": images + 9, "object_mask": np.full((2, 4, 4), 7, np.uint8),
         "object_has_mask": np.array([True, False]),
     }  # fmt: skip
-    masked = mask_rows(batch, lambda image: image[..., 0], keep_own=True, prefix="object_")
+    masked = mask_rows(batch, lambda images: [image[..., 0] for image in images], keep_own=True, prefix="object_")
     assert masked["object_mask"][:, 0, 0].tolist() == [7, 9]
     assert masked["object_has_mask"].all() and masked["mask"] is batch["mask"]
 

@@ -148,10 +148,7 @@ class Backbone:
     ) -> Float[Tensor, "b c h2 w2"]:
         """Scaled latents of pictures in [-1, 1], sampled from the posterior (its mean without a generator)."""
         mean, std = self.latent_moments(pixel_values)
-        if generator is None:
-            return mean
-        noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
-        return mean + std * noise.to(mean.device, mean.dtype)
+        return mean if generator is None else sample_latents(mean, std, generator)
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
@@ -250,3 +247,11 @@ class Backbone:
         if weights is None:
             return self.unet(*arguments, **keywords)[0]
         return torch.func.functional_call(self.unet, dict(weights), arguments, keywords)[0]
+
+
+def sample_latents(
+    mean: Float[Tensor, "b c h w"], std: Float[Tensor, "b c h w"], generator: torch.Generator
+) -> Float[Tensor, "b c h w"]:
+    """A draw from the autoencoder's posterior."""
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return mean + std * noise.to(mean.device, mean.dtype)

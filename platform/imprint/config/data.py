@@ -103,21 +103,59 @@ class CaptionerSpec(StagePool):
         return self.fine or ("clip" if self.kind == "clip" else "none")
 
 
+MaskModel = Literal["embedded", "attributes", "onnx", "transformers"]
+
+
 class MaskerSpec(StagePool):
     """Where masks of the subject come from.
 
-    `sample` takes the sample's own mask part or alpha, and the embedded masker where it has none; `embedded` is
-    classical (distance from the border's colours); `onnx` runs a saliency model (ISNet or U2Net inputs).
+    `sample` takes the sample's own mask part or alpha, and the `fallback` where it has none; `embedded` is classical
+    (distance from the border's colours); `attributes` is the mask of an attribute reader; `onnx` runs a saliency
+    model; `transformers` a semantic or instance segmentation model.
     """
 
-    kind: Literal["sample", "embedded", "onnx"] = "sample"
-    model: str | None = Field(None, description="path of the .onnx file, for onnx")
+    kind: Literal["sample", "embedded", "attributes", "onnx", "transformers"] = "sample"
+    fallback: MaskModel = Field("embedded", description="with kind=sample: what masks samples without a mask")
+    model: str | None = Field(None, description="the .onnx file, the folder of a transformers model, or of a reader")
+    convention: Literal["auto", "isnet", "u2net", "imgly"] = Field(
+        "auto", description="how an ONNX model wants its input; auto: isnet at 1024 px and more, else u2net"
+    )
+    labels: tuple[str, ...] = Field(
+        (), description="what the subject is among a transformers model's labels; empty: all but the background"
+    )
+    threshold: float = Field(0.5, ge=0, lt=1, description="score above which an instance counts")
+    batch_size: int = Field(8, gt=0, description="pictures that go through a model at once")
+    cutout: tuple[int, int, int] | None = Field(
+        None, description="RGB of a plain ground; adds the column `cutout`, the subject on it"
+    )
+
+    @property
+    def maker(self) -> MaskModel:
+        """What makes masks where a sample's own is not taken."""
+        return self.fallback if self.kind == "sample" else self.kind
 
     @model_validator(mode="after")
-    def _onnx_needs_a_model(self) -> MaskerSpec:
-        if self.kind == "onnx" and not self.model:
-            raise ValueError("masks.kind=onnx needs masks.model: the path of an .onnx file")
+    def _has_what_it_needs(self) -> Self:
+        if self.maker in ("onnx", "transformers") and not self.model:
+            raise ValueError(
+                f"masks: {self.maker} needs masks.model, the path of "
+                + ("an .onnx file" if self.maker == "onnx" else "a transformers segmentation model")
+            )
+        if self.cutout is not None and not all(0 <= value <= 255 for value in self.cutout):
+            raise ValueError(f"masks.cutout={list(self.cutout)}: expected three numbers from 0 to 255")
         return self
+
+
+class PrecomputeSpec(StagePool):
+    """What frozen models give for a sample: computed in the trainer, in the stream before it, or stored in shards.
+
+    `stream` computes it in actors of its own; `shards` reads it from each sample's part `features.safetensors`.
+    """
+
+    source: Literal["trainer", "stream", "shards"] = "trainer"
+    parts: tuple[Literal["clip", "vae", "text"], ...] = Field(
+        ("clip", "vae"), min_length=1, description="with source=stream: CLIP features, latent moments, text embeddings"
+    )
 
 
 class SourceSpec(Section):
@@ -142,6 +180,7 @@ class DataSpec(Section):
     reader: ReaderSpec = ReaderSpec()
     captions: CaptionerSpec = CaptionerSpec()
     masks: MaskerSpec = MaskerSpec()
+    precompute: PrecomputeSpec = PrecomputeSpec()
 
     @model_validator(mode="after")
     def _shards_or_sources(self) -> DataSpec:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imprint.backbone import Backbone
+from imprint.backbone.base import sample_latents
 from imprint.config.methods import PretrainSpec
 from imprint.errors import DataError
 from imprint.methods.pretrained import EncoderParts
@@ -49,7 +50,8 @@ def pretraining_batch(
     Raises:
         DataError: the spec asks for masks and the batch has none.
     """
-    noisy = noisy_batch(backbone, images, generator, timestep_logits=spec.timestep_logits)
+    x0 = batch_latents(backbone, batch, generator)
+    noisy = noisy_batch(backbone, images, generator, timestep_logits=spec.timestep_logits, x0=x0)
     prompts = training_prompts(
         spec.templates,
         batch.get("contexts") or [""] * len(images),
@@ -59,6 +61,14 @@ def pretraining_batch(
     )
     masks = batch_masks(batch, images, "mask_loss") if spec.mask_loss else None
     return NoisyBatch(noisy.xt, noisy.timesteps, noisy.target, prompts, masks)
+
+
+def batch_latents(backbone: Backbone, batch: Batch, generator: torch.Generator) -> Float[Tensor, "b c h w"] | None:
+    """x_0 drawn anew from moments that came with the batch; None where there are none."""
+    if "latent_mean" not in batch:
+        return None
+    mean, logvar = (batch[name].to(backbone.device) for name in ("latent_mean", "latent_logvar"))
+    return sample_latents(mean.to(backbone.dtype), (0.5 * logvar).exp().to(backbone.dtype), generator)
 
 
 def reference_pictures(spec: PretrainSpec, batch: Batch, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

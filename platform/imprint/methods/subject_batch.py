@@ -41,9 +41,10 @@ def noisy_batch(
     prompts: Sequence[str] = (),
     masks: Float[Tensor, "b 1 h w"] | None = None,
     timestep_logits: tuple[float, float] | None = None,
+    x0: Float[Tensor, "b c h w"] | None = None,
 ) -> NoisyBatch:
-    """Noise pictures in [-1, 1] at stratified timesteps, uniform or logit-normal."""
-    x0 = backbone.encode_images(views, generator)
+    """Noise pictures in [-1, 1], or their latents where given, at stratified timesteps, uniform or logit-normal."""
+    x0 = backbone.encode_images(views, generator) if x0 is None else x0
     noise = random_noise(x0, generator)
     timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator, timestep_logits).to(x0.device)
     xt = backbone.schedule.add_noise(x0, noise, timesteps)

@@ -14,6 +14,9 @@ from torch import Tensor
 from imprint.methods.taming import TripletBatch
 from imprint.objective import Batch
 
+PRECOMPUTED = ("latent_mean", "latent_logvar", "clip_layers", "text_hidden", "text_pooled")
+"""Tensors of a batch that may come with the samples, in columns `features.<name>`."""
+
 
 def to_pixel_values(images: np.ndarray) -> Float[Tensor, "b 3 h w"]:
     """uint8 pictures [b, h, w, 3] as floats in [-1, 1], channels first."""
@@ -32,6 +35,10 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         batch["masks"] = torch.from_numpy(masks).float().div_(255).unsqueeze(1)
     if all("context" in row or row.get("json") for row in rows):
         batch["contexts"] = [_context(row) for row in rows]
+    for name in PRECOMPUTED:
+        if all(f"features.{name}" in row for row in rows):
+            values = np.stack([row[f"features.{name}"] for row in rows])
+            batch[name] = torch.from_numpy(values.astype(np.float32))  # type: ignore[literal-required]
     return batch
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from imprint.backbone import Backbone
 from imprint.config.methods import E4TSpec
@@ -60,8 +62,7 @@ class E4TObjective(EncoderObjective):
         backbone, spec = parts.backbone, self.spec
         images = batch["pixel_values"].to(backbone.device)
         noisy = pretraining_batch(backbone, spec, batch, images, generator)
-        assert parts.clip is not None
-        features = [f.to(images.device) for f in parts.clip.layers(reference_pictures(spec, batch, images))]
+        features = self._clip_features(batch, images)
         conditioning, offsets = parts.condition(features, noisy.xt, noisy.timesteps, noisy.prompts)
         weights = self.offsets(self._base) if self.offsets is not None else None
         output = backbone.denoise(noisy.xt, noisy.timesteps, conditioning, weights)
@@ -71,3 +72,11 @@ class E4TObjective(EncoderObjective):
             diffusion + spec.regularization * regularization,
             {"loss_diffusion": diffusion.detach(), "loss_regularization": regularization.detach()},
         )
+
+    def _clip_features(self, batch: Batch, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b width"]]:
+        """As they came with the batch, else of what the encoder sees."""
+        if "clip_layers" in batch:
+            return list(batch["clip_layers"].to(images.device).unbind(1))
+        clip = self.parts.clip
+        assert clip is not None
+        return [f.to(images.device) for f in clip.layers(reference_pictures(self.spec, batch, images))]

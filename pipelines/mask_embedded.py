@@ -1,17 +1,12 @@
-"""Maskers: pure functions from a picture to a mask of its subject."""
+"""The embedded masker: a pure function from a picture to a mask of its subject, without weights."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.filters import gaussian, threshold_otsu
-
-from imprint.errors import DataError
 
 Mask = UInt8[np.ndarray, "h w"]
 
@@ -67,39 +62,3 @@ def _largest(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     if count < 2:
         return mask
     return labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-
-
-class OnnxMasker:
-    """A saliency model in ONNX: ISNet (1024 px, mean 0.5) or U2Net (320 px, ImageNet statistics), by its input size.
-
-    Normalisation as published with the models and in rembg's sessions: pictures are divided by their maximum first.
-    """
-
-    def __init__(self, model: str, gpu: bool = False) -> None:
-        import onnxruntime
-
-        if not Path(model).is_file():
-            raise DataError(f"loading the masker: no file at {model}; give data.masks.model the path of an .onnx file")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if gpu else ["CPUExecutionProvider"]
-        try:
-            self.session = onnxruntime.InferenceSession(model, options, providers=providers)
-        except Exception as error:  # onnxruntime raises classes of its own that share no public base
-            raise DataError(f"loading the masker {model}: {error}") from error
-        entry = self.session.get_inputs()[0]
-        self.name = entry.name
-        self.size = entry.shape[2] if isinstance(entry.shape[2], int) else 320
-        isnet = self.size >= 1024
-        self.mean = np.array([0.5] * 3 if isnet else [0.485, 0.456, 0.406], np.float32)
-        self.std = np.array([1.0] * 3 if isnet else [0.229, 0.224, 0.225], np.float32)
-
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Mask:
-        height, width = image.shape[:2]
-        resized = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.LANCZOS)
-        resized = np.asarray(resized, np.float32)
-        values = (resized / max(resized.max(), 1e-6) - self.mean) / self.std
-        score = self.session.run(None, {self.name: values.transpose(2, 0, 1)[None].astype(np.float32)})[0].squeeze()
-        score = (score - score.min()) / max(float(np.ptp(score)), 1e-6)
-        mask = Image.fromarray((score * 255).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
-        return np.asarray(mask)

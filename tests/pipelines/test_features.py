@@ -1,0 +1,99 @@
+"""What is computed before the trainer: the same losses as live, stored and read back, latents drawn anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reading_shards import read
+from small_shards import write_shards
+
+from imprint.backbone import Backbone
+from imprint.config.methods import E4TSpec
+from imprint.features.clip import ClipFeatures
+from imprint.methods.e4t import E4TObjective
+from imprint.methods.pretraining import batch_latents
+from imprint.pipelines.features import Columns, feature_rows, stored
+from imprint.pipelines.reading import ReadOptions
+from imprint.pipelines.writer import Sample
+from imprint.training.batches import collate
+
+
+def rows_of(batch: Columns) -> list[dict[str, object]]:
+    return [{name: values[i] for name, values in batch.items()} for i in range(len(batch["__key__"]))]
+
+
+def pictures() -> Columns:
+    generator = np.random.default_rng(0)
+    return {
+        "__key__": np.array([f"s-{i:04d}" for i in range(4)]),
+        "image": generator.integers(0, 255, (4, 16, 16, 3), np.uint8),
+        "mask": generator.integers(0, 255, (4, 16, 16), np.uint8),
+        "caption": np.array(["a photo of a cat"] * 4),
+        "json": np.array([json.dumps({"caption_context": "on red"})] * 4),
+    }
+
+
+@pytest.mark.parametrize("mask_reference", [False, True])
+def test_losses_are_those_of_live_features_for_the_same_noise(
+    tiny_sd15: Path, tiny_clip: Path, mask_reference: bool
+) -> None:
+    backbone, clip = Backbone.load(tiny_sd15), ClipFeatures.load(tiny_clip)
+    torch.manual_seed(0)
+    objective = E4TObjective(backbone, E4TSpec(mask_reference=mask_reference, mask_loss=True), clip)
+    batch = pictures()
+    ready = feature_rows(batch, ("clip", "vae"), backbone=backbone, clip=clip, mask_reference=mask_reference)
+    found = collate(rows_of(ready))
+    assert found["latent_mean"].shape == (4, 4, 8, 8) and found["clip_layers"].shape == (4, 2, 32)
+    assert float(found["latent_logvar"].exp().min()) > 0
+    for seed in range(3):
+        live = objective(collate(rows_of(batch)), torch.Generator().manual_seed(seed)).loss
+        before = objective(found, torch.Generator().manual_seed(seed)).loss
+        torch.testing.assert_close(before, live, rtol=1e-5, atol=1e-6)
+    found["clip_layers"] = found["clip_layers"].flip(0)
+    assert not torch.equal(objective(found, torch.Generator().manual_seed(0)).loss, live)
+
+
+def test_moments_are_those_of_the_autoencoder_and_are_drawn_from_anew(tiny_sd15: Path) -> None:
+    backbone = Backbone.load(tiny_sd15)
+    batch = feature_rows(pictures(), ("vae",), backbone=backbone)
+    posterior = backbone.vae.encode(torch.from_numpy(batch["image"]).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
+    scale = backbone.vae.config.scaling_factor
+    mean, logvar = (torch.from_numpy(batch[f"features.latent_{name}"]) for name in ("mean", "logvar"))
+    torch.testing.assert_close(mean, (posterior.mean * scale).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logvar, (posterior.logvar + 2 * np.log(scale)).detach(), rtol=1e-4, atol=1e-4)
+    found = collate(rows_of(batch))
+    draws = [batch_latents(backbone, found, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    assert draws[0] is not None and draws[1] is not None and not torch.equal(draws[0], draws[1])
+
+
+def test_an_autoencoder_without_a_posterior_gives_its_mean() -> None:
+    backbone = Backbone.load("imprint-tiny")
+    batch = {**pictures(), "image": np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)}
+    ready = feature_rows(batch, ("vae",), backbone=backbone)
+    assert np.isfinite(ready["features.latent_logvar"]).all()
+    assert float(np.exp(0.5 * ready["features.latent_logvar"]).max()) < 1e-12
+
+
+def test_stored_features_are_read_back_as_the_same_columns(tmp_path: Path, tiny_sdxl: Path, tiny_clip: Path) -> None:
+    backbone, clip = Backbone.load(tiny_sdxl), ClipFeatures.load(tiny_clip)
+    ready = feature_rows(pictures(), ("clip", "vae", "text"), backbone=backbone, clip=clip)
+    text = backbone.encode_text(["a photo of a cat"] * 4)
+    assert text.pooled is not None
+    torch.testing.assert_close(torch.from_numpy(ready["features.text_hidden"]), text.hidden.detach())
+    torch.testing.assert_close(torch.from_numpy(ready["features.text_pooled"]), text.pooled.detach())
+
+    def with_features(number: int, sample: Sample) -> Sample:
+        return Sample(sample.key, {**sample.members, "features.safetensors": stored(ready, number)})
+
+    folder = write_shards(tmp_path / "shards", [4], with_features)
+    rows = read(folder, ReadOptions(further=("features.safetensors",)))
+    for i, row in enumerate(rows):
+        columns = {name for name in row if name.startswith("features.")}
+        assert columns == {name for name in ready if name.startswith("features.")}
+        for name in columns:
+            assert np.array_equal(row[name], ready[name][i])  # type: ignore[literal-required]
+    assert collate(rows)["clip_layers"].shape == (4, 2, 32)
