@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import fsspec
 import numpy as np
 from jaxtyping import UInt8
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from imprint.config.data import MaskerSpec
 from imprint.config.paths import is_url
@@ -28,6 +28,7 @@ from imprint.errors import DataError, SampleError, ShardError
 from imprint.pipelines.blocks import column
 from imprint.pipelines.decode import decode_sample
 from imprint.pipelines.masks import Masker, load_masker
+from imprint.pipelines.pools import pool_options
 from imprint.pipelines.samples import MASKS, PICTURES, Entry, group_members
 from imprint.pipelines.shards import Shard, open_shard
 from imprint.pipelines.storage import DEFAULT_RETRY, with_retry
@@ -185,8 +186,7 @@ def add_triplets(
     return rows.map_batches(
         TripletStage, fn_constructor_args=(index, spec, masks),
         fn_constructor_kwargs={"seed": seed, "epoch_rows": epoch_rows, "image_size": image_size},
-        batch_size=None, batch_format="numpy", compute=ActorPoolStrategy(size=masks.actors), num_cpus=masks.cpus,
-        num_gpus=masks.gpus or None,
+        batch_size=None, batch_format="numpy", **pool_options(masks),
     )  # fmt: skip
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import ray
-from ray.data import ActorPoolStrategy, Dataset, Datasource
+from ray.data import Dataset, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
 
 from imprint.config.jobs.shards import PrepareShards
-from imprint.pipelines.preparation.stages import CaptionShapes, Encode, MaskShapes
+from imprint.pipelines.captions import CaptionStage
+from imprint.pipelines.masks import MaskStage
+from imprint.pipelines.pools import pool_options
+from imprint.pipelines.preparation.stages import Encode
 from imprint.pipelines.reader import BLOCK_BYTES, reading_context
 
 Task = Callable[[], Iterator[Block]]
@@ -44,9 +47,9 @@ class InProcess:
     def encoded(self, tasks: Sequence[Task], counts: Sequence[int]) -> Iterator[dict[str, Any]]:
         stages: list[Callable[[Any], Any]] = []
         if self.spec.captions is not None:
-            stages.append(CaptionShapes(self.spec.captions))
+            stages.append(CaptionStage(self.spec.captions))
         if self.spec.masks is not None:
-            stages.append(MaskShapes(self.spec.masks))
+            stages.append(MaskStage(self.spec.masks))
         encode = Encode(self.spec.pictures.quality)
         for task in tasks:
             for block in task():
@@ -67,12 +70,11 @@ class OnRay:
 
     def encoded(self, tasks: Sequence[Task], counts: Sequence[int]) -> Iterator[dict[str, Any]]:
         data = self._read(tasks, counts)
-        for stage, section in ((CaptionShapes, self.spec.captions), (MaskShapes, self.spec.masks)):
+        for stage, section in ((CaptionStage, self.spec.captions), (MaskStage, self.spec.masks)):
             if section is not None:
                 data = data.map_batches(
                     stage, fn_constructor_args=(section,), batch_size=None, batch_format="numpy",
-                    compute=ActorPoolStrategy(size=section.actors), num_cpus=section.cpus,
-                    num_gpus=section.gpus or None,
+                    **pool_options(section),
                 )  # fmt: skip
         encode = Encode(self.spec.pictures.quality)
         return _rows(data.map_batches(encode, batch_size=None, batch_format="numpy", num_cpus=self.spec.reader.cpus))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,9 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from imprint.config.data import CaptionerSpec, MaskerSpec
 from imprint.config.jobs.shards import PictureSpec
-from imprint.pipelines.blocks import BlockBuilder, column, to_blocks
-from imprint.pipelines.captions import CaptionStage
+from imprint.pipelines.blocks import BlockBuilder, to_blocks
 from imprint.pipelines.decode import decode_sample
-from imprint.pipelines.masks import MaskStage
 from imprint.pipelines.preparation.buckets import FIELD, Shape, apply_crop, place_crop
 from imprint.pipelines.preparation.planning import sample_key
 from imprint.pipelines.preparation.survey import read_spans
@@ -119,43 +116,6 @@ class Encode:
             "mask": _png(row["mask"]) if row["has_mask"] else None, "caption": str(row["caption"]),
             "json": json.dumps(document, sort_keys=True, ensure_ascii=False),
         }  # fmt: skip
-
-
-class CaptionShapes:
-    """The captioner as an actor, given pictures of one shape at a time: models want them stacked."""
-
-    def __init__(self, spec: CaptionerSpec) -> None:
-        self.stage = CaptionStage(spec)
-
-    def __call__(self, batch: Columns) -> Columns:
-        return by_shape(batch, self.stage)
-
-
-class MaskShapes:
-    """The masker, in the same way."""
-
-    def __init__(self, spec: MaskerSpec) -> None:
-        self.stage = MaskStage(spec)
-
-    def __call__(self, batch: Columns) -> Columns:
-        return by_shape(batch, self.stage)
-
-
-def by_shape(batch: Columns, apply: Callable[[Columns], Columns]) -> Columns:
-    """`apply` to the rows of each shape of picture, and all rows again in their order."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, image in enumerate(batch["image"]):
-        groups.setdefault(np.asarray(image).shape, []).append(number)
-    if len(groups) == 1:
-        return apply(_stacked(batch))
-    pieces = [apply(_stacked({name: values[rows] for name, values in batch.items()})) for rows in groups.values()]
-    order = np.argsort(np.concatenate([np.array(rows) for rows in groups.values()]))
-    joined = {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]}
-    return {name: column([values[i] for i in order]) for name, values in joined.items()}
-
-
-def _stacked(batch: Columns) -> Columns:
-    return batch | {name: np.stack(list(batch[name])) for name in ("image", "mask") if batch[name].dtype == object}
 
 
 def members(row: dict[str, Any]) -> dict[str, bytes]:

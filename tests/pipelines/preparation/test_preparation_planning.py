@@ -14,12 +14,11 @@ from ray.data.block import BlockAccessor
 from small_shards import mask
 from some_pictures import drawn, encoded, write_folder
 
-from imprint.config.data import MaskerSpec
 from imprint.config.jobs.shards import FilterSpec, FolderInput, InputSpec, PictureSpec, PrepareShards, ShardsInput
 from imprint.errors import DataError
 from imprint.pipelines.preparation.inputs import find_inputs
 from imprint.pipelines.preparation.planning import plan_shards, sample_key
-from imprint.pipelines.preparation.stages import Encode, MaskShapes, by_shape, copy_rows, members, read_rows
+from imprint.pipelines.preparation.stages import Encode, copy_rows, members, read_rows
 from imprint.pipelines.preparation.survey import load_surveys, read_spans, survey_chunk, survey_path
 from imprint.pipelines.reading import ReadOptions
 from imprint.pipelines.writer import Sample, ShardFolder, write_shard
@@ -203,25 +202,3 @@ def test_preparing_again_keeps_the_first_size(tmp_path: Path) -> None:
     assert json.loads(block["json"][0].as_py())["size_conditioning"] == {
         "original_size": [900, 800], "crop_top_left": [0, 0], "target_size": [16, 16]
     }  # fmt: skip
-
-
-def test_stages_get_one_shape_at_a_time_and_rows_stay_in_order() -> None:
-    images = np.empty(5, object)
-    masks = np.empty(5, object)
-    for number, side in enumerate([8, 12, 8, 12, 8]):
-        images[number] = np.full((side, side, 3), number, np.uint8)
-        masks[number] = np.zeros((side, side), np.uint8)
-    seen = []
-
-    def stage(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        seen.append(batch["image"].shape)
-        return {**batch, "caption": np.array([f"c{image[0, 0, 0]}" for image in batch["image"]])}
-
-    batch = {"image": images, "mask": masks, "caption": np.array([""] * 5), "has_mask": np.zeros(5, bool)}
-    found = by_shape(batch, stage)
-    assert seen == [(3, 8, 8, 3), (2, 12, 12, 3)]
-    assert found["caption"].tolist() == ["c0", "c1", "c2", "c3", "c4"]
-    assert [image.shape[0] for image in found["image"]] == [8, 12, 8, 12, 8]
-    masked = MaskShapes(MaskerSpec(kind="embedded"))(batch)
-    assert [mask_.shape for mask_ in masked["mask"]] == [(8, 8), (12, 12), (8, 8), (12, 12), (8, 8)]
-    assert masked["has_mask"].all()

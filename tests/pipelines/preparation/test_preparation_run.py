@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
-from some_pictures import content, write_folder
+from PIL import Image
+from some_pictures import content, drawn, encoded, write_folder
 
 from imprint.config.jobs.shards import PrepareShards
 from imprint.errors import DataError, StorageError
@@ -75,6 +78,24 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
                 prepare_shards(spec_of(folder, out))
 
     assert prepare_shards(spec_of(folder, out), another).written == 4
+
+
+def test_pictures_of_many_sizes_are_captioned_and_masked_as_they_are(tmp_path: Path, tiny_clip: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(encoded(drawn(number, 30 + number, 40)))
+    captions = {"kind": "clip", "model": str(tiny_clip)}
+    prepare_shards(spec_of(folder, out, captions=captions, masks={"kind": "embedded"}))
+    with tarfile.open(out / "train-000000.tar") as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar}
+    pictures = {name: files[name] for name in files if name.endswith(".png") and ".mask." not in name}
+    assert sorted(pictures.values()) == sorted(path.read_bytes() for path in folder.iterdir())
+    for name, content_ in pictures.items():
+        stem = name.removesuffix(".png")
+        assert files[f"{stem}.txt"].startswith(b"a ")
+        with Image.open(io.BytesIO(content_)) as picture, Image.open(io.BytesIO(files[f"{stem}.mask.png"])) as mask:
+            assert picture.size == mask.size
 
 
 def start(file: Path, *overrides: str) -> subprocess.Popen[str]:

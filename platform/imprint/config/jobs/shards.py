@@ -149,4 +149,4 @@ class PrepareShards(Section):
         )
 
 
-_RESOURCES = {"actors", "cpus", "gpus"}
+_RESOURCES = {"actors", "max_actors", "cpus", "gpus"}
