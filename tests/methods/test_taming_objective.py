@@ -178,3 +178,22 @@ def test_pooled_embeddings_train_too(sd15: Backbone, clip: ClipFeatures, triplet
     objective(triplets, seeded()).loss.backward()
     gradients: dict[str, Tensor] = {name: p.grad for name, p in objective.attentions.named_parameters()}
     assert all(bool(g.abs().sum() > 0) for name, g in gradients.items() if name.endswith(("to_v.weight", "0.weight")))
+
+
+def test_timesteps_of_a_logit_normal_density_change_the_loss(
+    sd15: Backbone, clip: ClipFeatures, triplets: TripletBatch
+) -> None:
+    """With all its weight at the noisiest end, every timestep is there, and the loss is of those."""
+    seen: list[Tensor] = []
+    denoise = Backbone.denoise
+
+    class Spied(Backbone):
+        def denoise(self, latents: Tensor, timesteps: Tensor, *more: Any) -> Tensor:
+            seen.append(timesteps)
+            return denoise(self, latents, timesteps, *more)
+
+    spied = Spied(**vars(sd15))
+    for logits in ((20.0, 0.01), (-20.0, 0.01), None):
+        make(spied, clip, timestep_logits=logits)(triplets, seeded())
+    assert seen[0].tolist() == [999] * 4 and seen[1].tolist() == [0] * 4
+    assert len(set((seen[2] // 250).tolist())) == 4
