@@ -60,6 +60,13 @@ def test_eq_3_against_a_loop_in_float64(normalize: bool, neighbours: int) -> Non
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+def test_eq_3_is_in_fp32_also_where_networks_compute_in_bf16() -> None:
+    known, words, spec = vocabulary(), draws(6, 8, scale=0.7), ContrastiveSpec(neighbours=3, temperature=0.5)
+    expected = contrastive_loss(words, words, 0, known, spec)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(contrastive_loss(words, words, 0, known, spec), expected)
+
+
 def test_eq_3_with_one_picture_has_no_negatives() -> None:
     words = draws(1, 8)
     assert float(contrastive_loss(words, words, 0, vocabulary(), ContrastiveSpec())) == pytest.approx(0, abs=1e-6)

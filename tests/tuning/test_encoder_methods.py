@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from imprint.backbone import Backbone
 from imprint.cli.app import app
-from imprint.config.methods import PRETRAIN_SPECS, DomainAgnosticSpec, DomainAgnosticTuneSpec, SampleSpec
+from imprint.config.methods import PRETRAIN_SPECS, DomainAgnosticSpec, DomainAgnosticTuneSpec, FusionSpec, SampleSpec
 from imprint.errors import ConceptError, ConfigError
 from imprint.features.clip import ClipFeatures
 from imprint.methods import METHODS
@@ -104,6 +104,13 @@ def test_the_dual_path_is_in_no_file_of_other_programs(tiny_sd15: Path, tiny_cli
     with pytest.raises(ConceptError, match=r"tune it again with dual_path\.enabled=false"):
         export_concept(backbone, concept, "diffusers-lora", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_fusion_sampling_is_profusions_alone(tiny_sd15: Path, tiny_clip: Path) -> None:
+    backbone = Backbone.load(tiny_sd15)
+    concept = domain_agnostic(backbone, ClipFeatures.load(tiny_clip), steps=0)
+    with pytest.raises(ConfigError, match="this is a concept of domain_agnostic; leave the keys of fusion out"):
+        sample_concept(backbone, concept, ["<concept>"], SampleSpec(steps=1, fusion=FusionSpec()))
 
 
 def test_merging_domain_agnostic_concepts(tiny_sd15: Path, tiny_clip: Path) -> None:

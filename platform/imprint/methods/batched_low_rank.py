@@ -31,7 +31,8 @@ class BatchedLowRank(NamedTuple):
     def squared_norm(self) -> Float[Tensor, "b"]:
         """||B A||_F^2 = tr((B^T B)(A A^T)) of each row, without forming B A."""
         down, up = self.down.float(), self.up.float()
-        return ((up.mT @ up) * (down @ down.mT)).sum(dim=(1, 2))
+        with torch.autocast(down.device.type, enabled=False):
+            return ((up.mT @ up) * (down @ down.mT)).sum(dim=(1, 2))
 
 
 Factors = Mapping[str, BatchedLowRank]

@@ -39,7 +39,8 @@ class Vocabulary:
     @torch.no_grad()
     def nearest(self, vectors: Float[Tensor, "b width"], count: int = 1) -> Int[Tensor, "b count"]:
         """Rows of the `count` tokens nearest by cosine, the nearest first."""
-        cosines = F.normalize(vectors.detach().float(), dim=-1) @ self.unit.T
+        with torch.autocast(vectors.device.type, enabled=False):  # bf16 cannot tell near neighbours apart
+            cosines = F.normalize(vectors.detach().float(), dim=-1) @ self.unit.T
         return cosines.topk(min(count, len(self.ids)), dim=-1).indices
 
 

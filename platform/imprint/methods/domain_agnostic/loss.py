@@ -34,8 +34,9 @@ def contrastive_loss(
     if spec.normalize:
         words, every = F.normalize(words, dim=-1), F.normalize(every, dim=-1)
         positives = F.normalize(positives, dim=-1)
-    near = torch.einsum("bd,bkd->bk", words, positives) / spec.temperature
-    far = words @ every.T / spec.temperature
+    with torch.autocast(words.device.type, enabled=False):
+        near = torch.einsum("bd,bkd->bk", words, positives) / spec.temperature
+        far = words @ every.T / spec.temperature
     own = torch.arange(len(words), device=far.device)
     far = far.masked_fill(own[:, None] + start == torch.arange(len(every), device=far.device), -torch.inf)
     return (torch.cat([near, far], dim=1).logsumexp(1) - near.logsumexp(1)).mean()
