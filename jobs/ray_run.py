@@ -61,7 +61,7 @@ class ClusterRun:
             opening = threads.submit(_open_tracking, spec, folders, source)  # some seconds, while Ray starts
             shards = counted(find_sources(spec.data))
             check_present(shards)
-            connect()
+            connect(dashboard=True)  # Ray Train asks its state API once a second, and warns as often without one
             tracked = opening.result()
         progress = ProgressLine(spec.name, spec.training.steps)
 

@@ -66,8 +66,10 @@ class Folders:
         return self.run / STOP
 
 
-def connect() -> None:
+def connect(*, dashboard: bool = False) -> None:
     """Connect to the cluster that RAY_ADDRESS names, as in a submitted job; without one, start Ray here.
+
+    `dashboard` starts Ray's dashboard with it, on loopback.
 
     Raises:
         TrainingError: no cluster answers at RAY_ADDRESS.
@@ -79,7 +81,7 @@ def connect() -> None:
     if "RAY_ADDRESS" not in os.environ:
         for name, seconds in _PATIENCE.items():
             os.environ.setdefault(name, seconds)
-        options |= {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+        options |= {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises bare Exceptions where its processes do not come up
