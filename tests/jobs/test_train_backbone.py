@@ -53,6 +53,7 @@ def test_a_run_from_a_run_keeps_both_records(tiny_sd15: Path, shards: Path, tmp_
     run_backbone(spec(shards, tmp_path / "first", tmp_path, "second", **weighted), job_file=None, source="second")
     record = tmp_path / "second" / "training" / "train_backbone"
     assert (record / "job.yaml").read_text() == "second"
+    assert not any(str(tmp_path) in file.read_text() for file in (tmp_path / "second").rglob("config.json"))
     assert (record / "before" / "job.yaml").read_text() == "first"
     lines = [json.loads(line) for line in (record / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]

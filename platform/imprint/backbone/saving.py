@@ -31,7 +31,8 @@ def save_pipeline(backbone: Backbone, folder: Path) -> None:
         without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = diffusers.StableDiffusionPipeline(**kinds, **without)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    mend_config(folder / "vae")
+    for part in ("vae", "unet"):
+        mend_config(folder / part)
 
 
 def _scheduler(backbone: Backbone) -> Any:
@@ -42,10 +43,13 @@ def _scheduler(backbone: Backbone) -> Any:
 
 
 def mend_config(folder: Path) -> None:
-    """Leave out what AutoencoderTiny writes and warns about on loading (diffusers 0.42.1): it derives it anew."""
+    """Leave out where the part was loaded from, which is nobody's business elsewhere.
+
+    And what AutoencoderTiny writes and warns about on loading (diffusers 0.42.1): it derives it anew.
+    """
     file = folder / "config.json"
     config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
     if config["_class_name"] == "AutoencoderTiny":
         del config["block_out_channels"]
-        config.pop("_name_or_path", None)
-        file.write_text(json.dumps(config, indent=2) + "\n")
+    file.write_text(json.dumps(config, indent=2) + "\n")
