@@ -34,7 +34,7 @@ def test_a_turn_that_took_long_is_not_made_longer() -> None:
 def test_the_context_of_the_process_stays_as_it_was() -> None:
     before = DataContext.get_current()
     classes, size = list(before.custom_execution_callback_classes), before.target_max_block_size
-    ours = reader._our_context(1000)
+    ours = reader.reading_context(1000)
     assert PacedScheduling in ours.custom_execution_callback_classes
     assert ours.target_max_block_size == int(RAYS_TARGET * 1000)
     assert list(before.custom_execution_callback_classes) == classes
