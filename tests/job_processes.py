@@ -34,10 +34,11 @@ class Job:
     def start(self, name: str, **changes: object) -> subprocess.Popen[bytes]:
         file = self.root / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**self.spec, "name": name, **changes}))
-        log = (self.root / f"{name}.log").open("ab")
-        return subprocess.Popen(
-            [BIN / "imprint", "run", file], env=self.env, cwd=self.root, stdout=log, stderr=log, start_new_session=True
-        )
+        command = [BIN / "imprint", "run", file]
+        with (self.root / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, env=self.env, cwd=self.root, stdout=log, stderr=log, start_new_session=True
+            )
 
     def finish(self, name: str, process: subprocess.Popen[bytes]) -> None:
         code = process.wait(WAIT_S)
