@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ class Notes:
                 found += [(position, key) for position, key in json.loads(path.read_text())]
         return sorted(found)
 
+    def wait_for(self, step: int, patience: float) -> None:
+        """Until some rank has taken this step.
+
+        Raises:
+            AssertionError: it has not within `patience` seconds.
+        """
+        deadline = time.monotonic() + patience
+        while not list(self.folder.glob(f"step-{step:06d}-*.json")):
+            assert time.monotonic() < deadline, "the workers do not go on"
+            time.sleep(0.002)
+
     def _place(self, step: int, rank: int, ranks: int) -> Path:
         return self.folder / f"step-{step:06d}-rank-{rank}-of-{ranks}.json"
 
@@ -65,6 +77,18 @@ def _write(path: Path, content: Any) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.partial")
     temporary.write_text(json.dumps(content))
     os.replace(temporary, path)
+
+
+def assert_taken_once(taken: Sequence[tuple[int, str]], positions: int) -> None:
+    """Every position, and in every epoch every sample, of 150 faces `s-*` and 50 general ones `g-*` at 3 to 1."""
+    assert [position for position, _ in taken] == list(range(positions)), "no position twice, none left out"
+    for letter, size, share in (("s", 150, 0.75), ("g", 50, 0.25)):
+        keys = [key for _, key in taken if key.startswith(letter)]
+        assert len(keys) == positions * share
+        for epoch in range(len(keys) // size):
+            assert Counter(keys[epoch * size : (epoch + 1) * size]) == Counter(
+                f"{letter}-{number:04d}" for number in range(size)
+            )
 
 
 def train_rank(

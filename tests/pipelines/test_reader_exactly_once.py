@@ -11,12 +11,11 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from exactly_once import Notes, train_rank
+from exactly_once import Notes, assert_taken_once, train_rank
 from small_shards import write_shards
 
 from imprint.pipelines.reading import ReadOptions
@@ -51,7 +50,7 @@ def test_twenty_kills_lose_no_sample_and_give_none_twice(tmp_path: Path) -> None
         for process in running:
             process.start()
         if kill < KILLS:
-            _wait_for_steps(notes, first + chance.randint(1, 7))
+            notes.wait_for(min(first + chance.randint(1, 7), STEPS - 2), WAIT_S)  # it may be about to end
             time.sleep(chance.uniform(0, 0.02))
             assert any(process.is_alive() for process in running), "it ended before it was killed; more STEPS"
         for process in running:
@@ -60,20 +59,4 @@ def test_twenty_kills_lose_no_sample_and_give_none_twice(tmp_path: Path) -> None
             process.join(WAIT_S)
             assert process.exitcode == (-signal.SIGKILL if kill < KILLS else 0)
 
-    taken = notes.all()
-    assert [position for position, _ in taken] == list(range(STEPS * BATCH)), "no position twice, none left out"
-    for letter, size, share in (("s", 150, 0.75), ("g", 50, 0.25)):
-        keys = [key for _, key in taken if key.startswith(letter)]
-        assert len(keys) == STEPS * BATCH * share
-        for epoch in range(len(keys) // size):
-            assert Counter(keys[epoch * size : (epoch + 1) * size]) == Counter(
-                f"{letter}-{number:04d}" for number in range(size)
-            )
-
-
-def _wait_for_steps(notes: Notes, step: int) -> None:
-    """Until the run is somewhere in this step, or about to end."""
-    deadline = time.monotonic() + WAIT_S
-    while not list(notes.folder.glob(f"step-{min(step, STEPS - 2):06d}-*.json")):
-        assert time.monotonic() < deadline, "the workers do not go on"
-        time.sleep(0.002)
+    assert_taken_once(notes.all(), STEPS * BATCH)
