@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -62,8 +63,12 @@ def run(spec: Evaluate, *, job_file: Path | None, source: str) -> None:
     connect()
     drawn = draw_all(spec, subjects)
     log.info("drew %d subjects in %.0f s", len(drawn), time.perf_counter() - began)
-    scorer = Scorer(load_network(spec.scorer, threads=torch.get_num_threads()), reader, _calibration(spec))
+    # Ray gives a driver one thread; by now the actors are done and their cores are free.
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    scorer = Scorer(load_network(spec.scorer, threads=threads), reader, _calibration(spec))
     scores = scorer.score(subjects, drawn)
+    log.info("scored after %.0f s", time.perf_counter() - began)
     report = Report.of(
         scores,
         [one.tuning_seconds or 0.0 for one in drawn],

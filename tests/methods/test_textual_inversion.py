@@ -66,14 +66,12 @@ def test_a_word_of_several_vectors_learns_each(sd15: Backbone) -> None:
 def test_the_gradient_of_a_step_is_that_of_eq_2_of_textual_inversion(sd15: Backbone) -> None:
     """One step of Adam moves every number by the learning rate, against the sign of an independent gradient."""
     from imprint.methods.few_steps import prepared
-    from imprint.methods.subject_batch import subject_batch
+    from imprint.methods.subject_batch import SubjectBatches
 
     one = spec(steps=1, learning_rate=0.01)
     learned = tune(sd15, pictures(), one, class_noun="cat", seed=7)
     (start,) = initial_word(sd15, "cat", 1)
-    images, _ = prepared(sd15, pictures())
-    generator = torch.Generator().manual_seed(7 * 1_000_003)
-    batch = subject_batch(sd15, one, images, None, None, generator)
+    batch = SubjectBatches(sd15, one, prepared(sd15, pictures())).draw(torch.Generator().manual_seed(7 * 1_000_003))
 
     def loss(word: torch.Tensor) -> torch.Tensor:
         text = sd15.encode_text(batch.prompts, TokenReplacements((word[None],)))

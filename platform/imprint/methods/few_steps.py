@@ -44,15 +44,13 @@ def require_class_noun(class_noun: str | None, method: str) -> str:
     return class_noun.strip()
 
 
-def prepared(
-    backbone: Backbone, pictures: Pictures
-) -> tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 1 s s"] | None]:
-    """Pictures and masks on the device, no larger than they need be: crops come from twice the model's size at most."""
+def prepared(backbone: Backbone, pictures: Pictures) -> Pictures:
+    """Squares on the device, no larger than they need be: crops come from twice the model's size at most."""
     size = min(2 * backbone.image_size, *pictures.images.shape[-2:])
     size = max(size, backbone.image_size)
     images = centre_square(pictures.images.to(backbone.device, torch.float32), size)
-    masks = pictures.masks
-    return images, None if masks is None else centre_square(masks.to(images), size)
+    masks = None if pictures.masks is None else centre_square(pictures.masks.to(images), size)
+    return Pictures(images, masks, pictures.contexts)
 
 
 def adamw(

@@ -50,8 +50,8 @@ def pretraining_batch(
     Raises:
         DataError: the spec asks for masks and the batch has none.
     """
-    x0 = batch_latents(backbone, batch, generator)
-    noisy = noisy_batch(backbone, images, generator, timestep_logits=spec.timestep_logits, x0=x0)
+    x0 = batch_latents(backbone, batch, images, generator)
+    noisy = noisy_batch(backbone, x0, generator, timestep_logits=spec.timestep_logits)
     prompts = training_prompts(
         spec.templates,
         batch.get("contexts") or [""] * len(images),
@@ -63,10 +63,12 @@ def pretraining_batch(
     return NoisyBatch(noisy.xt, noisy.timesteps, noisy.target, prompts, masks)
 
 
-def batch_latents(backbone: Backbone, batch: Batch, generator: torch.Generator) -> Float[Tensor, "b c h w"] | None:
-    """x_0 drawn anew from moments that came with the batch; None where there are none."""
+def batch_latents(
+    backbone: Backbone, batch: Batch, images: Float[Tensor, "b 3 h w"], generator: torch.Generator
+) -> Float[Tensor, "b c h2 w2"]:
+    """x_0, drawn anew from the moments that came with the batch, or else from those of its pictures."""
     if "latent_mean" not in batch:
-        return None
+        return backbone.encode_images(images, generator)
     mean, logvar = (batch[name].to(backbone.device) for name in ("latent_mean", "latent_logvar"))
     return sample_latents(mean.to(backbone.dtype), (0.5 * logvar).exp().to(backbone.dtype), generator)
 

@@ -1,7 +1,8 @@
-"""A fresh batch of one subject: different crops with noise of different strengths, and a prompt for each."""
+"""Batches of one subject: different crops with noise of different strengths, and a prompt for each."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from imprint.backbone import Backbone, NoiseSchedule
+from imprint.backbone.base import sample_latents
+from imprint.backbone.precision import computing
 from imprint.config.methods import FewStepSpec
 from imprint.methods.augment import random_views, spread_evenly
+from imprint.methods.base import Pictures
 from imprint.methods.diffusion_loss import diffusion_loss, min_snr_weights, random_noise, stratified_timesteps
 from imprint.methods.prompts import training_prompts
 
@@ -36,49 +40,80 @@ class NoisyBatch:
 
 def noisy_batch(
     backbone: Backbone,
-    views: Float[Tensor, "b 3 h w"],
+    x0: Float[Tensor, "b c h w"],
     generator: torch.Generator,
     prompts: Sequence[str] = (),
-    masks: Float[Tensor, "b 1 h w"] | None = None,
+    masks: Float[Tensor, "b 1 h2 w2"] | None = None,
     timestep_logits: tuple[float, float] | None = None,
-    x0: Float[Tensor, "b c h w"] | None = None,
 ) -> NoisyBatch:
-    """Noise pictures in [-1, 1], or their latents where given, at stratified timesteps, uniform or logit-normal."""
-    x0 = backbone.encode_images(views, generator) if x0 is None else x0
+    """Noise latents at stratified timesteps, uniform or logit-normal."""
     noise = random_noise(x0, generator)
     timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator, timestep_logits).to(x0.device)
     xt = backbone.schedule.add_noise(x0, noise, timesteps)
     return NoisyBatch(xt, timesteps, backbone.schedule.target(x0, noise, timesteps), prompts, masks)
 
 
-def subject_batch(
-    backbone: Backbone,
-    spec: FewStepSpec,
-    images: Float[Tensor, "n 3 s s"],
-    masks: Float[Tensor, "n 1 s s"] | None,
-    contexts: Sequence[str] | None,
-    generator: torch.Generator,
-) -> NoisyBatch:
-    """`spec.batch_size` crops, no two alike, with noise of all strengths; prompts hold `<concept>`."""
-    count = spec.batch_size
-    with_masks = images if masks is None else torch.cat([images, masks], dim=1)
-    order = spread_evenly(len(images), count, generator)
-    views = random_views(
-        with_masks,
-        count,
-        backbone.image_size,
-        crop_scale=spec.crop_scale,
-        flip=spec.flip,
-        generator=generator,
-        order=order,
-    )
-    noisy = noisy_batch(backbone, views[:, :3], generator, timestep_logits=spec.timestep_logits)
-    prompts = training_prompts(
-        spec.templates,
-        [contexts[picture] for picture in order.tolist()] if contexts else [""] * count,
-        context_probability=spec.context_probability,
-        text_dropping=0.0,
-        generator=generator,
-    )
-    loss_masks = views[:, 3:] if masks is not None and spec.mask_loss else None
-    return NoisyBatch(noisy.xt, noisy.timesteps, noisy.target, prompts, loss_masks)
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Random crops of a subject's pictures: what their latents are drawn from, their masks, and whose each is."""
+
+    mean: Float[Tensor, "n c h w"]
+    std: Float[Tensor, "n c h w"]
+    masks: Float[Tensor, "n 1 h2 w2"] | None
+    pictures: Int[Tensor, "n"]
+
+    def __getitem__(self, rows: Int[Tensor, "b"]) -> Crops:
+        here = rows.to(self.mean.device)
+        masks = None if self.masks is None else self.masks[here]
+        return Crops(self.mean[here], self.std[here], masks, self.pictures[rows.to(self.pictures.device)])
+
+
+class SubjectBatches:
+    """Batches of one subject: `spec.batch_size` crops, no two alike, with noise of all strengths.
+
+    The crops are new ones at each step, or with `spec.crops` drawn and encoded once, and then shown in turn.
+    """
+
+    def __init__(self, backbone: Backbone, spec: FewStepSpec, pictures: Pictures, seed: int = 0) -> None:
+        self.backbone = backbone
+        self.spec = spec
+        self.pictures = pictures
+        self._kept: Crops | None = None
+        if spec.crops is not None and spec.steps > 0:
+            generator = torch.Generator(pictures.images.device).manual_seed(seed)
+            with computing(spec.precision, backbone.device):
+                self._kept = self._crops(max(spec.crops, spec.batch_size), generator)
+
+    def draw(self, generator: torch.Generator) -> NoisyBatch:
+        """A batch whose randomness comes from `generator` alone; its prompts hold `<concept>`."""
+        spec, contexts = self.spec, self.pictures.contexts
+        if self._kept is None:
+            crops = self._crops(spec.batch_size, generator)
+        else:
+            crops = self._kept[spread_evenly(len(self._kept.mean), spec.batch_size, generator)]
+        x0 = sample_latents(crops.mean, crops.std, generator)
+        noisy = noisy_batch(self.backbone, x0, generator, masks=crops.masks, timestep_logits=spec.timestep_logits)
+        prompts = training_prompts(
+            spec.templates,
+            [contexts[picture] for picture in crops.pictures.tolist()] if contexts else [""] * spec.batch_size,
+            context_probability=spec.context_probability,
+            text_dropping=0.0,
+            generator=generator,
+        )
+        return dataclasses.replace(noisy, prompts=prompts)
+
+    @torch.no_grad()
+    def _crops(self, count: int, generator: torch.Generator) -> Crops:
+        images, masks = self.pictures.images, self.pictures.masks
+        pictures = spread_evenly(len(images), count, generator)
+        views = random_views(
+            images if masks is None else torch.cat([images, masks], dim=1),
+            count,
+            self.backbone.image_size,
+            crop_scale=self.spec.crop_scale,
+            flip=self.spec.flip,
+            generator=generator,
+            order=pictures,
+        )
+        mean, std = self.backbone.latent_moments(views[:, :3])
+        return Crops(mean, std, views[:, 3:] if masks is not None and self.spec.mask_loss else None, pictures)

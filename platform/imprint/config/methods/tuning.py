@@ -19,6 +19,9 @@ class FewStepSpec(Section):
     weight_decay: float = Field(0.0, ge=0)
     mask_loss: bool = Field(False, description="Weight the diffusion loss by the mask, where one is given")
     crop_scale: float = Field(0.85, gt=0, le=1, description="Side of the smallest crop, as a share of the picture")
+    crops: int | None = Field(
+        None, ge=1, description="Draw and encode this many crops once, instead of new ones at each step: faster"
+    )
     flip: bool = Field(True, description="Mirror half of the crops")
     templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
     context_probability: float = Field(1.0, ge=0, le=1, description="Share of prompts that end with a given context")

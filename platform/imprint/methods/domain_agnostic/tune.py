@@ -18,7 +18,7 @@ from imprint.methods.domain_agnostic.parts import DomainAgnosticParts, Predictio
 from imprint.methods.few_steps import adamw, check_tuning, prepared, run_steps
 from imprint.methods.low_rank import fresh_down
 from imprint.methods.pretraining import concept_pictures
-from imprint.methods.subject_batch import subject_batch
+from imprint.methods.subject_batch import SubjectBatches
 
 
 def tune(
@@ -40,8 +40,9 @@ def tune(
     """
     check_tuning(pictures, spec)
     backbone = parts.backbone
-    images, masks = prepared(backbone, pictures)
-    first = predict(parts, images, concept_pictures(parts.spec, images, masks), seed)
+    pictures = prepared(backbone, pictures)
+    batches = SubjectBatches(backbone, spec, pictures, seed)
+    first = predict(parts, pictures.images, concept_pictures(parts.spec, pictures.images, pictures.masks), seed)
     tokens = parts.nearest_tokens(first.words)
     dual = spec.dual_path or parts.spec.dual_path
     alpha = dual.alpha_blend if dual.enabled else None
@@ -52,7 +53,7 @@ def tune(
     )
 
     def loss(generator: torch.Generator) -> Float[Tensor, ""]:
-        batch = subject_batch(backbone, spec, images, masks, pictures.contexts, generator)
+        batch = batches.draw(generator)
         soft = prompts_with(backbone, batch.prompts, now.words)
         hard = None if alpha is None else prompts_with_tokens(backbone, batch.prompts, tokens)
         output = path.denoise(batch.xt, batch.timesteps, soft, hard, now.factors)

@@ -17,7 +17,7 @@ from imprint.methods.dreambooth.loss import dreambooth_loss
 from imprint.methods.dreambooth.prior import class_images, class_prompt
 from imprint.methods.few_steps import adamw, check_tuning, prepared, require_class_noun, run_steps
 from imprint.methods.phrases import phrase_concept, phrase_of, spell
-from imprint.methods.subject_batch import NoisyBatch, noisy_batch, subject_batch
+from imprint.methods.subject_batch import NoisyBatch, SubjectBatches, noisy_batch
 from imprint.methods.trained import Trained, train_low_rank, train_weights
 
 
@@ -44,11 +44,11 @@ def tune(
     phrase = phrase_of(backbone, pictures, spec, noun, seed)
     prior_images = class_images(backbone, spec.prior, noun) if spec.prior.enabled else None
     trained = _trained(backbone, spec, seed)
-    images, masks = prepared(backbone, pictures)
     model = trained.backbone
+    batches = SubjectBatches(model, spec, prepared(backbone, pictures), seed)
 
     def loss(generator: torch.Generator) -> Float[Tensor, ""]:
-        subject = subject_batch(model, spec, images, masks, pictures.contexts, generator)
+        subject = batches.draw(generator)
         xt, timesteps, prompts = subject.xt, subject.timesteps, spell(subject.prompts, phrase)
         prior = None
         if prior_images is not None:
@@ -84,7 +84,8 @@ def prior_batch(
         generator=generator,
         order=torch.arange(len(chosen)),
     )
-    return noisy_batch(backbone, views, generator, [prompt] * len(chosen), timestep_logits=spec.timestep_logits)
+    x0 = backbone.encode_images(views, generator)
+    return noisy_batch(backbone, x0, generator, [prompt] * len(chosen), timestep_logits=spec.timestep_logits)
 
 
 def _trained(backbone: Backbone, spec: DreamBoothTuneSpec, seed: int) -> Trained:

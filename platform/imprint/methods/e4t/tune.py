@@ -21,7 +21,7 @@ from imprint.methods.e4t.parts import E4TParts
 from imprint.methods.few_steps import adamw, check_tuning, prepared, run_steps
 from imprint.methods.pretrained import with_own_networks
 from imprint.methods.pretraining import concept_pictures
-from imprint.methods.subject_batch import subject_batch
+from imprint.methods.subject_batch import NoisyBatch, SubjectBatches
 
 
 def tune(
@@ -44,12 +44,13 @@ def tune(
     """
     check_tuning(pictures, spec)
     parts = _own_copy(parts, class_noun)
-    images, masks = prepared(parts.backbone, pictures)
-    features = concept_features(parts, images, masks)
+    pictures = prepared(parts.backbone, pictures)
+    batches = SubjectBatches(parts.backbone, spec, pictures, seed)
+    features = concept_features(parts, pictures.images, pictures.masks)
     unet = _trainable_unet(parts, spec)
 
     def loss(generator: torch.Generator) -> Float[Tensor, ""]:
-        return _loss(parts, unet, spec, images, masks, pictures.contexts, features, generator)
+        return _loss(parts, unet, spec, batches.draw(generator), features)
 
     optimizer = _optimizer(parts, unet, spec)
     run_steps(loss, optimizer, spec, seed=seed, device=parts.backbone.device, callback=callback)
@@ -96,15 +97,11 @@ def _loss(
     parts: E4TParts,
     unet: Mapping[str, Tensor],
     spec: E4TTuneSpec,
-    images: Tensor,
-    masks: Tensor | None,
-    contexts: Sequence[str] | None,
+    batch: NoisyBatch,
     features: Sequence[Tensor],
-    generator: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """Eq. 5 on a fresh batch of crops."""
+    """Eq. 5 on a batch of crops."""
     backbone = parts.backbone
-    batch = subject_batch(backbone, spec, images, masks, contexts, generator)
     own = [feature.expand(len(batch.xt), -1) for feature in features]
     conditioning, offsets = parts.condition(own, batch.xt, batch.timesteps, batch.prompts)
     output = backbone.denoise(batch.xt, batch.timesteps, conditioning, tuned_weights(parts, unet))

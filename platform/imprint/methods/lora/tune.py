@@ -11,7 +11,7 @@ from imprint.config.methods import LoraTuneSpec
 from imprint.methods.base import Learned, Pictures, TuneCallback
 from imprint.methods.few_steps import adamw, check_tuning, prepared, require_class_noun, run_steps
 from imprint.methods.phrases import phrase_concept, phrase_of, spell
-from imprint.methods.subject_batch import subject_batch
+from imprint.methods.subject_batch import SubjectBatches
 from imprint.methods.trained import train_low_rank
 
 
@@ -34,11 +34,11 @@ def tune(
     check_tuning(pictures, spec)
     phrase = phrase_of(backbone, pictures, spec, noun, seed)
     trained = train_low_rank(backbone, spec.lora, text_encoders=spec.text_encoder, seed=seed)
-    images, masks = prepared(backbone, pictures)
     model = trained.backbone
+    batches = SubjectBatches(model, spec, prepared(backbone, pictures), seed)
 
     def loss(generator: torch.Generator) -> Float[Tensor, ""]:
-        batch = subject_batch(model, spec, images, masks, pictures.contexts, generator)
+        batch = batches.draw(generator)
         output = model.denoise(batch.xt, batch.timesteps, model.encode_text(spell(batch.prompts, phrase)))
         return batch.loss(output, model.schedule, spec.min_snr_gamma)
 

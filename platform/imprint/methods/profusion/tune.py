@@ -20,7 +20,7 @@ from imprint.methods.pretraining import concept_pictures
 from imprint.methods.profusion.augmentation import augmented
 from imprint.methods.profusion.learned import pack
 from imprint.methods.profusion.parts import ProFusionParts
-from imprint.methods.subject_batch import subject_batch
+from imprint.methods.subject_batch import SubjectBatches
 from imprint.methods.trained import train_unet
 
 
@@ -47,18 +47,18 @@ def tune(
     noun = class_noun or parts.spec.domain_word
     backbone = parts.backbone
     own = with_own_networks(parts)
-    images, masks = prepared(backbone, pictures)
-    first = images[:1], None if masks is None else masks[:1]
+    shown = prepared(backbone, pictures)
+    first = shown.images[:1], None if shown.masks is None else shown.masks[:1]
     reference = parts.reference(concept_pictures(parts.spec, *first))
     generator = torch.Generator().manual_seed(seed)
-    shown = Pictures(images, masks, pictures.contexts)
     if spec.steps:
         shown = augmented(shown, spec.augmentation, class_noun=noun, generator=generator)
+    batches = SubjectBatches(backbone, spec, shown, seed)
     trained = train_unet(backbone, attention_layers(backbone) if spec.attention else (), spec.learning_rate)
     model = dataclasses.replace(own, backbone=trained.backbone)
 
     def loss(generator: torch.Generator) -> Float[Tensor, ""]:
-        batch = subject_batch(backbone, spec, shown.images, shown.masks, shown.contexts, generator)
+        batch = batches.draw(generator)
         text = model.condition(reference.expand(len(batch.xt)), batch.xt, batch.timesteps, batch.prompts)
         return batch.loss(model.backbone.denoise(batch.xt, batch.timesteps, text), backbone.schedule)
 

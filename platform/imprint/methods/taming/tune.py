@@ -34,12 +34,12 @@ def tune(
         ConfigError: there are no pictures, or masks or contexts do not fit them.
     """
     check_tuning(pictures, spec)
-    images, masks = prepared(parts.backbone, pictures)
-    if masks is None and parts.spec.object_encoder.masked:
+    shown = prepared(parts.backbone, pictures)
+    if shown.masks is None and parts.spec.object_encoder.masked:
         log.warning(
             "the pictures have no mask, so their background is part of the object embedding; put NAME.mask.png beside "
             "NAME.png, or give pictures with transparency"
         )
-    each = parts.embed(images, masks)
+    each = parts.embed(shown.images, shown.masks)
     objects = each.flatten(0, 1) if parts.spec.object_encoder.tokens == "patches" else each.mean(0)
     return pack(parts, objects, spec, class_noun=class_noun or parts.spec.domain_word, seed=seed)

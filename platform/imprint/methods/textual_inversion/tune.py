@@ -13,7 +13,7 @@ from imprint.backbone import Backbone, TokenReplacements
 from imprint.config.methods import TextualInversionTuneSpec
 from imprint.methods.base import Learned, Pictures, TuneCallback
 from imprint.methods.few_steps import adamw, check_tuning, prepared, require_class_noun, run_steps
-from imprint.methods.subject_batch import subject_batch
+from imprint.methods.subject_batch import SubjectBatches
 from imprint.methods.weight_deltas import STORAGE
 from imprint.methods.words import word_tensors
 
@@ -37,10 +37,10 @@ def tune(
     noun = require_class_noun(class_noun, spec.method)
     check_tuning(pictures, spec)
     word = initial_word(backbone, spec.initializer or noun, spec.vectors)
-    images, masks = prepared(backbone, pictures)
+    batches = SubjectBatches(backbone, spec, prepared(backbone, pictures), seed)
 
     def loss(generator: torch.Generator) -> Float[Tensor, ""]:
-        batch = subject_batch(backbone, spec, images, masks, pictures.contexts, generator)
+        batch = batches.draw(generator)
         replacement = TokenReplacements(tuple(vector[None] for vector in word))
         output = backbone.denoise(batch.xt, batch.timesteps, backbone.encode_text(batch.prompts, replacement))
         return batch.loss(output, backbone.schedule)
