@@ -61,7 +61,7 @@ sys.exit(1)
 PYTHON
 }
 
-start_ray() {
+start_ray() { # In the background; wait_for_ray waits until jobs can be submitted.
     local gcs dashboard agent client
     read -r gcs dashboard agent client < <(free_ports 4)
     export RAY_API_SERVER_ADDRESS="http://127.0.0.1:$dashboard"
@@ -74,6 +74,9 @@ start_ray() {
         --temp-dir "$temporary" --object-store-memory 1000000000 --disable-usage-stats \
         >"$temporary.log" 2>&1 &
     head_id=$!
+}
+
+wait_for_ray() {
     if wait_until_up; then
         rm -f "$temporary.log"
         return
@@ -89,11 +92,13 @@ if [[ "${FRESH:-0}" == 1 ]]; then
     rm -rf "${data:?}" "runs/${run:?}" "runs/$run-evaluation"
 fi
 
+say "Ray: a cluster starts on this machine"
+start_ray
+
 say "Faces: pictures of people that never were, with captions and masks"
 imprint run jobs/prepare_faces.yaml name="$run" out_dir="$data" 'sizes=[64]' train_identities=800 heldout_identities=100
 
-say "Ray: a cluster on this machine"
-start_ray
+wait_for_ray
 
 say "ray job submit --working-dir . -- jobs/pretrain_encoder.yaml"
 # The whole job from nothing takes longer than a demo should; so it goes on from the encoder that it made before.
