@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from imprint.jobs.ray_train import Folders, GridHooks, make_engine, micro_batche
 from imprint.jobs.sample_grid import first_rows, write_grid
 from imprint.methods.taming import TamingObjective, TamingParts, sample_objects, save_network
 from imprint.methods.taming.artifact import load_network_state
-from imprint.pipelines.cross_reference import CrossReference
+from imprint.pipelines.triplets import CrossReference
 from imprint.tracking.run import TrackedRun
 from imprint.training.batches import collate_triplets, to_pixel_values
 from imprint.training.checkpoint import TrainingState, latest_checkpoint
@@ -84,7 +83,7 @@ def train_worker(config: dict[str, Any]) -> None:
         spec.training.micro_batch_size(engine.world_size),
         prefetch=spec.data.prefetch_batches,
         first_index=resume.samples if resume else 0,
-        make_batch=partial(collate_triplets, domain_sources=spec.triplets.domain_sources),
+        make_batch=collate_triplets,
     )
     grid = TamingGrid(spec.grid, apart, spec.data.image_size) if spec.grid and apart else None
     hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)

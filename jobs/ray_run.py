@@ -20,9 +20,9 @@ from imprint.errors import StorageError, TrainingError
 from imprint.jobs.progress import ProgressLine
 from imprint.jobs.ray_train import Folders, connect, fit
 from imprint.pipelines import quarantine
-from imprint.pipelines.cross_reference import CrossReference
 from imprint.pipelines.shards import Shard, check_present, counted, find_sources
 from imprint.pipelines.stream import FrozenModels, StreamPlan
+from imprint.pipelines.triplets import CrossReference
 from imprint.tracking.journal import JournalFollower
 from imprint.tracking.run import TrackedRun
 from imprint.training.checkpoint import latest_checkpoint

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from imprint.errors import DataError, SampleError, ShardError
-from imprint.pipelines.cross_reference import CrossReference, Identities
 from imprint.pipelines.decode import Room, decode_sample
 from imprint.pipelines.mixing import Mix, MixedSlice, source_buffer, source_seed
 from imprint.pipelines.order import Slice, window_order
@@ -20,6 +19,7 @@ from imprint.pipelines.samples import MASKS, Entry, group_members, is_readable, 
 from imprint.pipelines.shards import Shard, open_shard
 from imprint.pipelines.storage import DEFAULT_RETRY, Retry
 from imprint.pipelines.tar import iter_members
+from imprint.pipelines.triplets import CrossReference, Identities
 
 MEBIBYTE = 1 << 20
 
@@ -33,7 +33,7 @@ class ReadOptions:
     so that batch boundaries and positions stay what the order says. `weights` are those of the sources that the
     shards name (`imprint.pipelines.mixing`). `further` names parts, by extension, that become columns as well; a
     sample without one is bad. `masks=False` leaves masks unread. `verify` compares each shard with the manifest's
-    SHA-256 first. `cross_reference` gives each row the columns of `ObjectColumns`.
+    SHA-256 first. `cross_reference` makes triplets: each row gets the columns of `ObjectColumns`.
     """
 
     seed: int = 0
@@ -81,7 +81,10 @@ class Row(TypedDict):
 
 
 class ObjectColumns(TypedDict):
-    """The picture that shows a row's object, its own or another one of it, and the key of its sample."""
+    """The picture that shows a row's object, its own or another one of it, and the key of its sample.
+
+    Beside them stands `is_domain`: whether the row's source is the domain's.
+    """
 
     object_key: str
     object_image: UInt8[np.ndarray, "h w 3"]
@@ -109,6 +112,8 @@ def read_rows(
         ahead[source] = None
         if row is not None:
             row["__index__"], row["__source__"] = position, source
+            if options.cross_reference is not None:
+                row["is_domain"] = source in options.cross_reference.sources  # type: ignore[typeddict-unknown-key]
             yield row
     for stream in streams:  # each has given all of its rows; going on to its end closes the quarantine
         left_over = next(stream, None)

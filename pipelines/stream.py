@@ -15,13 +15,13 @@ from ray.train import DataConfig
 
 from imprint.config.data import DataSpec
 from imprint.pipelines.captions import CaptionStage
-from imprint.pipelines.cross_reference import CrossReference
 from imprint.pipelines.masks import MaskStage
 from imprint.pipelines.pools import pool_options
 from imprint.pipelines.reader import read_webdataset
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions
 from imprint.pipelines.shards import Shard
 from imprint.pipelines.storage import Retry
+from imprint.pipelines.triplets import CrossReference
 
 FEATURES_PART = "features.safetensors"
 _BLOCK_BYTES = 4 * MEBIBYTE  # about 256 pictures of 64 px with their masks: small enough that stages overlap

@@ -18,9 +18,9 @@ from imprint.config.jobs.cluster import GridSpec
 from imprint.features.clip import ClipFeatures
 from imprint.jobs.finetune_joint import TamingGrid, apart_from, with_absolute_paths
 from imprint.methods.taming import TamingObjective
-from imprint.pipelines.cross_reference import CrossReference
 from imprint.pipelines.reading import ReadOptions
 from imprint.pipelines.shards import find_shards
+from imprint.pipelines.triplets import CrossReference
 from imprint.training.batches import collate, collate_triplets
 
 
@@ -41,7 +41,7 @@ def test_rows_become_triplets(tmp_path: Path) -> None:
     )]  # fmt: skip
     options = ReadOptions(weights=(1, 1), shuffle_buffer=12, cross_reference=CrossReference(1.0))
     rows = read([*domain, *general], options, 0, 6)
-    batch = collate_triplets(rows, (0,))
+    batch = collate_triplets(rows)
     assert batch["is_domain"].tolist() == [row["__source__"] == 0 for row in rows]
     assert set(batch["is_domain"].tolist()) == {True, False}
     for number, row in enumerate(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,12 @@ def _context(row: Mapping[str, Any]) -> str:
     return str(json.loads(row["json"]).get("caption_context", ""))
 
 
-def collate_triplets(rows: Sequence[Mapping[str, Any]], domain_sources: Collection[int]) -> TripletBatch:
-    """Triplets of rows that came with `object_image` and `object_mask`; `__source__` says which are of the domain."""
+def collate_triplets(rows: Sequence[Mapping[str, Any]]) -> TripletBatch:
+    """Triplets of rows that came with `object_image`, `object_mask` and `is_domain`."""
     masks = np.stack([row["object_mask"] for row in rows])
     objects: Any = {
         "object_values": to_pixel_values(np.stack([row["object_image"] for row in rows])),
         "object_masks": torch.from_numpy(masks).float().div_(255).unsqueeze(1),
-        "is_domain": torch.tensor([int(row["__source__"]) in domain_sources for row in rows]),
+        "is_domain": torch.tensor([bool(row["is_domain"]) for row in rows]),
     }
     return {**collate(rows), **objects}
