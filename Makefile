@@ -14,6 +14,11 @@ demo: install
 test: install
 	@scripts/test.sh $(ARGS)
 
+# make example-e4t, example-domain_agnostic, example-profusion, example-taming, example-dreambooth, example-lora,
+# example-textual_inversion: docs/methods
+example-%: install
+	@scripts/example.sh $*
+
 lint: install
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/python scripts/lint_imports.py

@@ -26,13 +26,14 @@ from imprint.config.jobs.evaluate import Evaluate
 from imprint.config.paths import resolve_path
 from imprint.errors import StorageError
 from imprint.evaluation.attributes import EMBEDDED, AttributeReader
-from imprint.evaluation.columns import COLUMNS, Drawn, Painter
+from imprint.evaluation.columns import Drawn, Painter, columns_of, has_encoder, label_of
 from imprint.evaluation.grid import labelled_grid, save_png
 from imprint.evaluation.identity import find_network, load_network
 from imprint.evaluation.report import Report
 from imprint.evaluation.scoring import Scorer
-from imprint.evaluation.subjects import Picture, Subject, collect_subjects, parse_attributes, somebody_else
+from imprint.evaluation.subjects import Picture, Subject, collect_subjects, parse_attributes, showing, somebody_else
 from imprint.features.clip import ClipFeatures
+from imprint.jobs.ray_run import path_or_name
 from imprint.jobs.ray_train import connect, our_error
 from imprint.methods import METHODS
 from imprint.pipelines.order import plan
@@ -41,7 +42,7 @@ from imprint.pipelines.shards import check_present, counted, find_shards
 from imprint.tracking.run import TrackedRun
 
 log = logging.getLogger(__name__)
-_GRID_COLUMNS = ("class_noun", "wrong_reference", "encoder", "tuned", "new_scene")
+_LEFT_OUT_OF_GRIDS = ("class_noun_scene", "baseline_scene")
 
 
 def run(spec: Evaluate, *, job_file: Path | None, source: str) -> None:
@@ -57,7 +58,7 @@ def run(spec: Evaluate, *, job_file: Path | None, source: str) -> None:
     began = time.perf_counter()
     find_network(spec.scorer)
     reader = AttributeReader.load(spec.attributes) if spec.attributes else None
-    heldout = _pictures(spec.shards, spec.split, spec.image_size)
+    heldout = showing(_pictures(spec.shards, spec.split, spec.image_size), spec.only)
     subjects = collect_subjects(heldout, spec.subjects, spec.scenes, spec.seed)
     _start_folder(folder, source)
     connect()
@@ -72,7 +73,7 @@ def run(spec: Evaluate, *, job_file: Path | None, source: str) -> None:
     report = Report.of(
         scores,
         [one.tuning_seconds or 0.0 for one in drawn],
-        steps=spec.tuning.steps,
+        labels={column.name: label_of(column, spec) for column in columns_of(spec)},
         facts=_facts(spec, time.perf_counter() - began),
     )
     report.write(folder, scores, [subject.identity for subject in subjects])
@@ -91,21 +92,15 @@ def with_absolute_paths(spec: Evaluate) -> Evaluate:
     """The spec with paths that hold in an actor, which runs in a folder of its own."""
     update: dict[str, Any] = {
         "runs": resolve_path(spec.runs),
-        "encoder": resolve_path(spec.encoder),
-        "backbone": _local(spec.backbone),
+        "encoder": spec.encoder and path_or_name(spec.encoder),
+        "backbone": path_or_name(spec.backbone),
         "shards": tuple(resolve_path(place) for place in spec.shards),
         "calibration": tuple(resolve_path(place) for place in spec.calibration),
     }
     for key in ("clip", "scorer", "attributes"):
         value = getattr(spec, key)
-        update[key] = value if value is None or value in EMBEDDED else _local(value)
+        update[key] = value if value is None or value in EMBEDDED else path_or_name(value)
     return spec.model_copy(update=update)
-
-
-def _local(name: str) -> str:
-    """A path if something is there, else the name as it is (embedded, or a hub id)."""
-    path = resolve_path(name)
-    return path if Path(path).exists() else name
 
 
 # -- real pictures ------------------------------------------------------------------------------------------
@@ -121,7 +116,8 @@ def _pictures(places: Sequence[str], split: str | None, size: int) -> Iterator[t
         for row in read_slice({n: shards[n] for n in part.shards}, part, options, total=sum(counts)):
             record = json.loads(row["json"])
             mask = row["mask"] if row["has_mask"] else np.full_like(row["mask"], 255)
-            picture = Picture(row["image"], mask, parse_attributes(record), str(record.get("caption_context", "")))
+            words = (str(record.get(key, "")) for key in ("caption_context", "class_noun"))
+            picture = Picture(row["image"], mask, parse_attributes(record), *words)
             yield str(record.get("identity", row["__key__"])), picture
 
 
@@ -139,7 +135,7 @@ def _calibration(spec: Evaluate) -> list[tuple[str, Picture]]:
 
 @ray.remote
 class Artist:
-    """An actor with backbone, CLIP and encoder."""
+    """An actor with backbone and, where the method has them, CLIP and encoder."""
 
     def __init__(self, spec: Evaluate) -> None:
         torch.set_num_threads(spec.cluster.threads_per_actor)
@@ -148,15 +144,20 @@ class Artist:
         transformers.utils.logging.disable_progress_bar()
         device = "cuda" if spec.cluster.gpus_per_actor else "cpu"
         backbone = Backbone.load(spec.backbone, device=device)
-        clip = ClipFeatures.load(spec.clip, device=device) if spec.clip else None
-        parts = METHODS[spec.tuning.method].load_encoder(spec.encoder, backbone, clip=clip)
-        self.painter = Painter(parts, spec)
+        pretrained: Any = backbone
+        if has_encoder(spec):
+            clip = ClipFeatures.load(spec.clip, device=device) if spec.clip else None
+            pretrained = METHODS[spec.tuning.method].load_encoder(spec.encoder, backbone, clip=clip)
+        self.painter = Painter(backbone, pretrained, spec)
 
     def untuned(self, subjects: list[Subject], wrong: list[Picture]) -> list[Drawn]:
         return self.painter.untuned(subjects, wrong)
 
-    def tuned(self, subject: Subject) -> list[Drawn]:
-        return [self.painter.tuned(subject)]
+    def tuned(self, subject: Subject, victim: Subject) -> list[Drawn]:
+        return self.painter.tuned(subject, victim)
+
+    def baseline(self, subject: Subject) -> list[Drawn]:
+        return [self.painter.baseline(subject)]
 
 
 def draw_all(spec: Evaluate, subjects: Sequence[Subject]) -> list[Drawn]:
@@ -168,18 +169,27 @@ def draw_all(spec: Evaluate, subjects: Sequence[Subject]) -> list[Drawn]:
     share = spec.cluster
     actor = Artist.options(num_cpus=share.cpus_per_actor, num_gpus=share.gpus_per_actor)
     pool = ActorPool([actor.remote(spec) for _ in range(min(share.actors, len(subjects)))])
-    wrong = [subjects[somebody_else(number, len(subjects))].reference for number in range(len(subjects))]
+    whose = [somebody_else(number, len(subjects)) for number in range(len(subjects))]
+    wrong = [subjects[other].reference for other in whose]
+    tasks = 0
     for start in range(0, len(subjects), share.subjects_per_task):
         chosen = slice(start, start + share.subjects_per_task)
         pool.submit(lambda one, args: one.untuned.remote(*args), (list(subjects[chosen]), wrong[chosen]))
-    for subject in subjects:
-        pool.submit(lambda one, args: one.tuned.remote(args), subject)
+        tasks += 1
+    if spec.tuning.steps:
+        for number, other in enumerate(whose):
+            pool.submit(lambda one, args: one.tuned.remote(*args), (subjects[other], subjects[number]))
+        tasks += len(subjects)
+    if spec.baseline is not None:
+        for subject in subjects:
+            pool.submit(lambda one, args: one.baseline.remote(args), subject)
+        tasks += len(subjects)
     found: dict[int, Drawn] = {}
-    with _Counter(2 * len(subjects)) as counter:
+    with _Counter(tasks) as counter:
         while pool.has_next():
             for one in _next(pool):
                 found[one.number] = found[one.number].merged(one) if one.number in found else one
-                counter.advance()
+            counter.advance()
     return [found[subject.number] for subject in subjects]
 
 
@@ -224,15 +234,16 @@ def _next(pool: ActorPool) -> list[Drawn]:
 
 def draw_grid(spec: Evaluate, subjects: Sequence[Subject], drawn: Sequence[Drawn]) -> Image.Image:
     """The first subjects: input, then the columns; below each row the new scene that was asked for."""
-    labels = {column.name: column.label.format(steps=spec.tuning.steps) for column in COLUMNS}
+    columns = [column for column in columns_of(spec) if column.name not in _LEFT_OUT_OF_GRIDS]
+    if spec.tuning.steps:
+        columns = [column for column in columns if column.name != "encoder_scene"]
     rows, captions = [], []
     for subject, one in list(zip(subjects, drawn, strict=True))[: spec.grid_subjects]:
-        pictures = [subject.reference.image, *(one.images[name][0] for name in _GRID_COLUMNS)]
+        pictures = [subject.reference.image, *(one.images[column.name][0] for column in columns)]
         rows.append([Image.fromarray(picture) for picture in pictures])
         captions.append("new scene: " + spec.scenes.template.format("<concept>", **subject.scene))
-    return labelled_grid(
-        rows, ["input", *(labels[name] for name in _GRID_COLUMNS)], cell=spec.grid_cell, captions=captions
-    )
+    labels = ["input", *(label_of(column, spec) for column in columns)]
+    return labelled_grid(rows, labels, cell=spec.grid_cell, captions=captions)
 
 
 def _write_pictures(folder: Path, drawn: Sequence[Drawn]) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.train
 import torch
 from torch import Tensor
 
@@ -23,15 +22,14 @@ from imprint.config.jobs.cluster import GridSpec
 from imprint.config.jobs.finetune import FinetuneJoint
 from imprint.features.clip import ClipFeatures
 from imprint.jobs.ray_run import ClusterRun, absolute_paths, path_or_name
-from imprint.jobs.ray_train import Folders, GridHooks, make_engine, micro_batches, note_start, start_worker
+from imprint.jobs.ray_train import leads, start_worker, train_rank
 from imprint.jobs.sample_grid import first_rows, write_grid
 from imprint.methods.taming import TamingObjective, TamingParts, sample_objects, save_network
 from imprint.methods.taming.artifact import load_network_state
 from imprint.pipelines.triplets import CrossReference
 from imprint.tracking.run import TrackedRun
 from imprint.training.batches import collate_triplets, to_pixel_values
-from imprint.training.checkpoint import TrainingState, latest_checkpoint
-from imprint.training.loop import train
+from imprint.training.checkpoint import TrainingState
 
 RESULT = "network"
 
@@ -66,35 +64,18 @@ def train_worker(config: dict[str, Any]) -> None:
     """One rank: build, train, and on rank 0 write the network."""
     began = time.perf_counter()
     spec = FinetuneJoint.model_validate(config["spec"])
-    folders = Folders(Path(spec.runs) / spec.name)
     device = start_worker(spec.cluster)
     torch.manual_seed(spec.seed)  # every rank starts from the same weights
     backbone = Backbone.load(spec.backbone, device=device)
     clip = ClipFeatures.load(spec.method.object_encoder.clip, device=device)
-    leads = ray.train.get_context().get_world_rank() == 0
     # Training changes the UNet in place, so what is needed of it as it was is taken first.
-    base = {"path": backbone.path, "fingerprint": backbone.fingerprint()} if leads else {}
-    apart = apart_from(backbone, spec, clip) if leads else None
+    base = {"path": backbone.path, "fingerprint": backbone.fingerprint()} if leads() else {}
+    apart = apart_from(backbone, spec, clip) if leads() else None
     objective = TamingObjective(backbone, spec.method, clip)
-    resume = latest_checkpoint(folders.checkpoints)
-    engine = make_engine(objective, spec.engine, spec.training)
-    batches = micro_batches(
-        ray.train.get_dataset_shard("train"),
-        spec.training.micro_batch_size(engine.world_size),
-        prefetch=spec.data.prefetch_batches,
-        first_index=resume.samples if resume else 0,
-        make_batch=collate_triplets,
-    )
     grid = TamingGrid(spec.grid, apart, spec.data.image_size) if spec.grid and apart else None
-    hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)
-    if engine.rank == 0:
-        note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
-    state = train(
-        batches, engine, spec.training, seed=spec.seed, resume=resume,
-        checkpoints=(folders.checkpoints, spec.checkpoint), hooks=hooks,
-    )  # fmt: skip
+    state = train_rank(spec, objective, began=began, grid=grid, make_batch=collate_triplets)
     if apart is not None and state.step == spec.training.steps:
-        _save(state, spec, folders, apart, base)
+        _save(state, spec, apart, base)
 
 
 def apart_from(backbone: Backbone, spec: FinetuneJoint, clip: ClipFeatures) -> TamingParts:
@@ -124,12 +105,11 @@ class TamingGrid:
         write_grid(self.pictures, drawn, path)
 
 
-def _save(
-    state: TrainingState, spec: FinetuneJoint, folders: Folders, parts: TamingParts, base: Mapping[str, str]
-) -> None:
+def _save(state: TrainingState, spec: FinetuneJoint, parts: TamingParts, base: Mapping[str, str]) -> None:
     provenance = {
         "run": spec.name, "steps": state.step, "samples": state.samples, "shards": list(spec.data.places),
         "weights": list(spec.data.weights), "triplets": spec.triplets.model_dump(mode="json"),
         "averaged": state.ema is not None,
     }  # fmt: skip
-    save_network(folders.run / RESULT, state.ema or state.parameters, parts, base, provenance=provenance)
+    folder = Path(spec.runs) / spec.name / RESULT
+    save_network(folder, state.ema or state.parameters, parts, base, provenance=provenance)

@@ -8,31 +8,25 @@ encoder.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 
 from imprint.backbone import Backbone
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.features.clip import ClipFeatures
 from imprint.jobs.ray_run import ClusterRun, absolute_paths, path_or_name
-from imprint.jobs.ray_train import (
-    Folders,
-    GridHooks,
-    make_engine,
-    micro_batches,
-    note_start,
-    start_worker,
-)  # fmt: skip
+from imprint.jobs.ray_train import leads, start_worker, train_rank
 from imprint.jobs.sample_grid import SampleGrid
 from imprint.methods import METHODS
 from imprint.methods.pretrained import find_encoder, load_state, save_encoder
 from imprint.methods.pretraining import EncoderObjective
 from imprint.tracking.run import TrackedRun
-from imprint.training.checkpoint import TrainingState, latest_checkpoint
-from imprint.training.loop import train
+from imprint.training.checkpoint import TrainingState
+
+RESULT = "encoder"
 
 
 def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
@@ -43,7 +37,7 @@ def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
         StorageError: the run's folder may not be written.
         TrainingError: workers were lost too often, or the loss is not finite.
     """
-    ClusterRun(train_worker, "encoder", TrackedRun.log_encoder).drive(with_absolute_paths(spec), source)
+    ClusterRun(train_worker, RESULT, TrackedRun.log_encoder).drive(with_absolute_paths(spec), source)
 
 
 def with_absolute_paths(spec: PretrainEncoder) -> PretrainEncoder:
@@ -60,32 +54,16 @@ def train_worker(config: dict[str, Any]) -> None:
     """One rank: build, train, and on rank 0 write the encoder."""
     began = time.perf_counter()
     spec = PretrainEncoder.model_validate(config["spec"])
-    folders = Folders(Path(spec.runs) / spec.name)
     device = start_worker(spec.cluster)
     torch.manual_seed(spec.seed)  # every rank starts from the same weights
     backbone = Backbone.load(spec.backbone, device=device)
     clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
     objective: EncoderObjective = METHODS[spec.method.method].pretrain(backbone, spec.method, clip)
-    resume = latest_checkpoint(folders.checkpoints)
-    if spec.initialize_from and resume is None:
-        start_from(objective, spec.initialize_from)
-    engine = make_engine(objective, spec.engine, spec.training)
-    batches = micro_batches(
-        ray.train.get_dataset_shard("train"),
-        spec.training.micro_batch_size(engine.world_size),
-        prefetch=spec.data.prefetch_batches,
-        first_index=resume.samples if resume else 0,
-    )
-    grid = SampleGrid(spec.grid, objective, spec.data.image_size) if spec.grid and engine.rank == 0 else None
-    hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)
-    if engine.rank == 0:
-        note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
-    state = train(
-        batches, engine, spec.training, seed=spec.seed, resume=resume,
-        checkpoints=(folders.checkpoints, spec.checkpoint), hooks=hooks,
-    )  # fmt: skip
-    if engine.rank == 0 and state.step == spec.training.steps:
-        _save(state, spec, folders, backbone, clip)
+    grid = SampleGrid(spec.grid, objective, spec.data.image_size) if spec.grid and leads() else None
+    afresh = partial(start_from, objective, spec.initialize_from) if spec.initialize_from else None
+    state = train_rank(spec, objective, began=began, grid=grid, afresh=afresh)
+    if leads() and state.step == spec.training.steps:
+        _save(state, spec, backbone, clip)
 
 
 def start_from(objective: EncoderObjective, encoder: str) -> None:
@@ -102,13 +80,10 @@ def start_from(objective: EncoderObjective, encoder: str) -> None:
     objective.requires_grad_(True)
 
 
-def _save(
-    state: TrainingState, spec: PretrainEncoder, folders: Folders, backbone: Backbone, clip: ClipFeatures
-) -> None:
+def _save(state: TrainingState, spec: PretrainEncoder, backbone: Backbone, clip: ClipFeatures) -> None:
     provenance = {
         "run": spec.name, "steps": state.step, "samples": state.samples, "shards": list(spec.data.places),
         "averaged": state.ema is not None,
     }  # fmt: skip
-    save_encoder(
-        folders.run / "encoder", state.ema or state.parameters, spec.method, backbone, clip, provenance=provenance
-    )
+    weights = state.ema or state.parameters
+    save_encoder(Path(spec.runs) / spec.name / RESULT, weights, spec.method, backbone, clip, provenance=provenance)

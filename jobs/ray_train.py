@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,19 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
+from imprint.config.jobs.cluster import ClusterJob
 from imprint.config.training import ClusterSpec, EngineSpec, TrainingSpec
 from imprint.errors import ImprintError, TrainingError
 from imprint.objective import Batch, Objective
 from imprint.pipelines.stream import StreamDataConfig, StreamPlan
 from imprint.tracking.journal import write_journal
 from imprint.training.batches import collate
+from imprint.training.checkpoint import TrainingState, latest_checkpoint
 from imprint.training.ema import Ema
 from imprint.training.engines.base import Engine
 from imprint.training.engines.deepspeed import DeepSpeedEngine
 from imprint.training.engines.torch import TorchEngine
-from imprint.training.loop import Hooks
+from imprint.training.loop import Hooks, train
 
 log = logging.getLogger(__name__)
 STOP = "stop"  # a file of this name in the run's folder asks the workers to save and stop
@@ -221,6 +224,49 @@ def micro_batches(
         first = False
         count = len(columns["__key__"])
         yield make_batch([{name: values[i] for name, values in columns.items()} for i in range(count)])
+
+
+def train_rank(
+    spec: ClusterJob,
+    objective: Objective,
+    *,
+    began: float,
+    grid: Grid | None,
+    make_batch: Callable[[Sequence[Mapping[str, Any]]], Batch] = collate,
+    afresh: Callable[[], None] | None = None,
+) -> TrainingState:
+    """This rank's part of a job: train the objective, on from the newest checkpoint, and give back the final state.
+
+    `began` is when the worker started, by `time.perf_counter`; `grid` is rank 0's; `afresh` is called where there is no
+    checkpoint to go on from.
+
+    Raises:
+        DataError, StorageError, TrainingError: see `imprint.training.loop.train`.
+    """
+    folders = Folders(Path(spec.runs) / spec.name)
+    resume = latest_checkpoint(folders.checkpoints)
+    if resume is None and afresh is not None:
+        afresh()
+    engine = make_engine(objective, spec.engine, spec.training)
+    batches = micro_batches(
+        ray.train.get_dataset_shard("train"),
+        spec.training.micro_batch_size(engine.world_size),
+        prefetch=spec.data.prefetch_batches,
+        first_index=resume.samples if resume else 0,
+        make_batch=make_batch,
+    )
+    hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)
+    if engine.rank == 0:
+        note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
+    return train(
+        batches, engine, spec.training, seed=spec.seed, resume=resume,
+        checkpoints=(folders.checkpoints, spec.checkpoint), hooks=hooks,
+    )  # fmt: skip
+
+
+def leads() -> bool:
+    """Whether this worker is rank 0."""
+    return ray.train.get_context().get_world_rank() == 0
 
 
 def note_start(folders: Folders, step: int, seconds: float) -> None:

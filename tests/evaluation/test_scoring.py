@@ -12,11 +12,12 @@ from torch import Tensor
 
 from imprint.evaluation.attributes import AttributeReader
 from imprint.evaluation.columns import COLUMNS, Drawn
-from imprint.evaluation.report import Report
+from imprint.evaluation.report import COMPARISONS, Report
 from imprint.evaluation.scoring import CEILING, FLOOR, Scorer, Scores
 from imprint.evaluation.subjects import ASKED, Picture, Subject, somebody_else
 
 COUNT = 8
+LABELS = {column.name: column.label.format(method="lora", steps=15) for column in COLUMNS}
 SIDE = 8
 
 
@@ -103,7 +104,7 @@ def test_whether_the_prompt_was_obeyed(scored: tuple[list[Subject], Scores]) -> 
 
 
 def report(scores: Scores) -> Report:
-    return Report.of(scores, [1.5] * COUNT, steps=15, facts={"actors": 2})
+    return Report.of(scores, [1.5] * COUNT, labels=LABELS, facts={"actors": 2})
 
 
 def test_the_report_says_what_the_scores_say(scored: tuple[list[Subject], Scores]) -> None:
@@ -122,7 +123,19 @@ def test_the_report_says_what_the_scores_say(scored: tuple[list[Subject], Scores
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.count("|") in (4, 5) for line in lines)
     assert found.metrics()["obeyed/new_scene/background"] == 0.5
-    assert [table.row_count for table in found.console()] == [len(scores.identity), 4, 5]
+    assert [table.row_count for table in found.console()] == [len(scores.identity), len(COMPARISONS), 6]
+
+
+def test_columns_that_were_not_drawn_are_not_in_the_report() -> None:
+    calibration = [(f"other-{i}", picture(500 + i, v)) for i in range(60) for v in range(3)]
+    subjects = [subject(number) for number in range(COUNT)]
+    few = [
+        Drawn(one.number, {name: one.images[name] for name in ("class_noun", "tuned")})
+        for one in map(drawn, range(COUNT))
+    ]
+    scores = Scorer(network, None, calibration).score(subjects, few)
+    assert list(scores.identity) == [FLOOR, "class_noun", "tuned", CEILING]
+    assert list(report(scores).differences) == ["tuned - class_noun"]
 
 
 def test_the_report_on_disk(scored: tuple[list[Subject], Scores], tmp_path: Path) -> None:
@@ -141,5 +154,5 @@ def test_without_a_reader_there_is_no_word_on_prompts() -> None:
     subjects = [subject(number) for number in range(COUNT)]
     scores = Scorer(network, None, calibration).score(subjects, [drawn(number) for number in range(COUNT)])
     assert scores.obeyed == {} and scores.kept == {} and scores.chance == {}
-    found = Report.of(scores, [1.0] * COUNT, steps=5, facts={})
+    found = Report.of(scores, [1.0] * COUNT, labels=LABELS, facts={})
     assert len(found.tables()) == 2 and not any(name in found.markdown() for name in ASKED)

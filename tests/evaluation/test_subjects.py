@@ -9,7 +9,7 @@ import pytest
 
 from imprint.config.jobs.evaluate import SceneSpec
 from imprint.errors import DataError
-from imprint.evaluation.subjects import Picture, choose_scene, collect_subjects, somebody_else
+from imprint.evaluation.subjects import Picture, choose_scene, collect_subjects, showing, somebody_else
 
 SCENES = SceneSpec(
     backgrounds=("red", "blue", "green"), glasses=("round glasses", "sunglasses"), expressions=("sad", "smiling")
@@ -38,6 +38,12 @@ def test_pictures_with_hats_are_left_out_and_so_are_identities_with_too_few() ->
     assert subject.identity == "b" and subject.ceiling.image[0, 0, 0] == 2
     with pytest.raises(DataError, match="got 1 identities"):
         collect_subjects(pictures, 2, SCENES, seed=0)
+
+
+def test_pictures_of_some_attributes_alone() -> None:
+    pictures = [("a", picture(j, style="noto" if j % 2 else "flat", group="food")) for j in range(6)]
+    assert [one.image[0, 0, 0] for _, one in showing(pictures, {"style": "noto", "group": "food"})] == [1, 3, 5]
+    assert list(showing(pictures, {"style": "noto", "colour": "red"})) == [] and len(list(showing(pictures, {}))) == 6
 
 
 def test_more_subjects_begin_with_the_same_ones() -> None:

@@ -84,6 +84,20 @@ def test_a_report_with_a_grid_and_a_table(job: Path) -> None:
     assert (run / "mlflow.json").is_file() and (run / "job.yaml").is_file()
 
 
+def test_a_method_without_an_encoder_beside_a_baseline(job: Path) -> None:
+    done = start(
+        job, "name=lora", "encoder=null", "tuning={method: lora, steps: 2, batch_size: 2}",
+        "baseline={method: textual_inversion, steps: 1, batch_size: 2}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    run = job.parent / "runs" / "lora"
+    record = json.loads((run / "results.json").read_text())
+    rows = ["another_person", "class_noun", "wrong_reference", "tuned", "new_scene", "class_noun_scene", "baseline"]
+    assert list(record["identity"])[:7] == rows
+    assert "| after 2 steps minus textual inversion, 1 steps |" in (run / "table.md").read_text()
+    assert len(list((run / "pictures" / "wrong_reference").glob("*.png"))) == SUBJECTS
+
+
 def test_an_error_in_an_actor_is_one_message(job: Path) -> None:
     """An encoder that was pretrained on another backbone: found when an actor loads it."""
     broken = job.parent / "encoder" / "encoder.json"

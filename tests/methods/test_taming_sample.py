@@ -21,7 +21,7 @@ from imprint.config.methods import SampleSpec, TamingTuneSpec
 from imprint.errors import ConceptError, ConfigError
 from imprint.features.clip import ClipFeatures
 from imprint.methods.base import Pictures
-from imprint.methods.taming import TamingParts, load_encoder
+from imprint.methods.taming import TamingParts, load_encoder, preview
 from imprint.methods.taming.guidance import ObjectGuidedDenoiser
 from imprint.tuning import Concept, merge_concepts, personalize, sample_concept
 from imprint.tuning.export import export_concept
@@ -60,6 +60,21 @@ def test_guidance_weighs_object_and_text_apart(
     raw = null + own * (object_ - null) + text * (both - object_)
     expected = backbone.schedule.to_eps(raw.float(), xt, t)
     torch.testing.assert_close(got.eps, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_preview_of_many_subjects_is_what_a_concept_of_each_draws(
+    sd15: Backbone, clip: ClipFeatures, trained_network: Network
+) -> None:
+    parts = load_encoder(trained_network(sd15), sd15, clip=clip)
+    two, sampling, prompts = pictures(2), SampleSpec(steps=2), ["<concept>, laughing"] * 2
+    drawn = preview(parts, two.images, prompts, sampling, masks=two.masks, seeds=[4, 5])
+    assert two.masks is not None
+    for number in range(2):
+        own = Pictures(two.images[number : number + 1], two.masks[number : number + 1])
+        concept = personalize(sd15, own, SPEC, encoder=parts)
+        expected = sample_concept(sd15, concept, prompts[:1], sampling, seeds=[4 + number])
+        torch.testing.assert_close(drawn[number], expected[0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(drawn, preview(parts, two.images, prompts, sampling, seeds=[4, 5]), atol=1e-3)
 
 
 def test_equation_2_of_both_conditions_and_of_the_text_alone(

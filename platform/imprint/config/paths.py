@@ -21,6 +21,11 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return bool(_URL.match(os.fspath(path)))
 
 
+def is_shipped(name: str) -> bool:
+    """Say whether `name` is that of weights inside the package."""
+    return Path(name).name == name and (Path(imprint.__file__).parent / "weights" / name).is_dir()
+
+
 def project_root() -> Path:
     """Return the folder that relative paths of job files start from.
 

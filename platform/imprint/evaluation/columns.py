@@ -6,27 +6,31 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from imprint.backbone import PLACEHOLDER
+from imprint.backbone import PLACEHOLDER, Backbone
 from imprint.config.jobs.evaluate import Evaluate
+from imprint.config.methods import ENCODER_METHODS, FewStepSpec, SampleSpec
+from imprint.errors import DataError
 from imprint.evaluation.subjects import Picture, Subject
 from imprint.methods import METHODS
-from imprint.methods.base import Pictures
-from imprint.methods.e4t import E4TParts, concept_features, sample_features
+from imprint.methods.base import Learned, Pictures
 from imprint.sampling.draw import draw_prompts
 
-Source = Literal["class_noun", "wrong_reference", "encoder", "tuned"]
+Source = Literal["class_noun", "wrong_reference", "encoder", "tuned", "baseline"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """`source` is what stands in the prompt; `scene` says that a new scene is asked for."""
+    """`source` is what stands in the prompt; `scene` says that a new scene is asked for.
+
+    In labels `{method}` and `{steps}` are those of the tuning that made the column.
+    """
 
     name: str
     label: str
@@ -42,7 +46,34 @@ COLUMNS = (
     Column("new_scene", "in a new scene", "tuned", scene=True),
     Column("encoder_scene", "encoder alone, new scene", "encoder", scene=True),
     Column("class_noun_scene", "class noun, new scene", "class_noun", scene=True),
+    Column("baseline", "{method}, {steps} steps", "baseline"),
+    Column("baseline_scene", "{method}, new scene", "baseline", scene=True),
 )
+"""Of all methods together; `columns_of` says which an evaluation has."""
+
+
+def columns_of(spec: Evaluate) -> tuple[Column, ...]:
+    """The columns of an evaluation: an encoder alone where the method has one, and tuning where there is any."""
+    sources: set[Source] = {"class_noun", "wrong_reference"}
+    if has_encoder(spec):
+        sources.add("encoder")
+    if spec.tuning.steps:
+        sources.add("tuned")
+    if spec.baseline is not None:
+        sources.add("baseline")
+    return tuple(column for column in COLUMNS if column.source in sources)
+
+
+def label_of(column: Column, spec: Evaluate) -> str:
+    """What stands above a column."""
+    made_by = spec.baseline if column.source == "baseline" and spec.baseline is not None else spec.tuning
+    return column.label.format(method=made_by.method.replace("_", " "), steps=made_by.steps)
+
+
+def has_encoder(spec: Evaluate) -> bool:
+    """Whether the method draws without tuning. Then the wrong reference is shown to the encoder; without one, to
+    tuning."""
+    return spec.tuning.method in ENCODER_METHODS
 
 
 @dataclass(frozen=True)
@@ -61,52 +92,73 @@ class Drawn:
 
 
 class Painter:
-    """Draws all columns of subjects, with one encoder on one backbone. Seeds are the same over columns."""
+    """Draws all columns of subjects, with one method on one backbone. Seeds are the same over columns.
 
-    def __init__(self, parts: E4TParts, spec: Evaluate) -> None:
-        self.parts = parts
+    `pretrained` is what the method's `load_encoder` gave, or the backbone where it has no encoder.
+    """
+
+    def __init__(self, backbone: Backbone, pretrained: Any, spec: Evaluate) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
         self.spec = spec
         self.method: ModuleType = METHODS[spec.tuning.method]
+        self.columns = columns_of(spec)
 
     def untuned(self, subjects: Sequence[Subject], wrong: Sequence[Picture]) -> list[Drawn]:
         """All columns without tuning, many subjects in a batch; `wrong` has for each a picture of somebody else."""
-        features = {
-            "encoder": self._features([subject.reference for subject in subjects]),
-            "wrong_reference": self._features(wrong),
-        }
+        shown = {"encoder": [subject.reference for subject in subjects], "wrong_reference": wrong}
         images: list[dict[str, UInt8[np.ndarray, "k h w 3"]]] = [{} for _ in subjects]
-        for column in COLUMNS:
-            if column.source == "tuned":
+        for column in self.columns:
+            if column.source not in ("class_noun", *shown) or (column.source in shown and not has_encoder(self.spec)):
                 continue
             prompts = [self.prompt(subject, column) for subject in subjects for _ in self._copies]
             seeds = [seed for subject in subjects for seed in self.seeds(subject)]
             if column.source == "class_noun":
-                drawn = draw_prompts(self.parts.backbone, prompts, self.spec.sampling, seeds=seeds)
+                drawn = draw_prompts(self.backbone, prompts, self._plain_sampling, seeds=seeds)
             else:
-                drawn = sample_features(self.parts, features[column.source], prompts, self.spec.sampling, seeds=seeds)
+                drawn = self._by_the_encoder(shown[column.source], prompts, seeds)
             for own, pictures in zip(images, np.split(to_uint8(drawn), len(subjects)), strict=True):
                 own[column.name] = pictures
         return [Drawn(subject.number, own) for subject, own in zip(subjects, images, strict=True)]
 
-    def tuned(self, subject: Subject) -> Drawn:
-        """Tune on the reference picture, and draw the columns that show what came of it."""
+    def tuned(self, subject: Subject, victim: Subject) -> list[Drawn]:
+        """Tune on the reference picture, and draw the columns that show what came of it.
+
+        Without an encoder it is the wrong reference of another subject, the `victim`, too.
+        """
         began = time.perf_counter()
-        images, masks = as_tensors(subject.reference)
-        pictures = Pictures(images, masks, [subject.reference.context] if subject.reference.context else None)
-        learned = self.method.tune(self.parts, pictures, self.spec.tuning, seed=self.spec.seed + subject.number)
+        learned = self._tune(subject, self.spec.tuning)
         seconds = time.perf_counter() - began
-        columns = [column for column in COLUMNS if column.source == "tuned"]
-        prompts = [self.prompt(subject, column) for column in columns for _ in self._copies]
-        seeds = self.seeds(subject) * len(columns)
-        drawn = self.method.sample(self.parts.backbone, learned, prompts, self.spec.sampling, seeds=seeds)
-        split = np.split(to_uint8(drawn), len(columns))
-        return Drawn(subject.number, {c.name: own for c, own in zip(columns, split, strict=True)}, seconds)
+        found = [Drawn(subject.number, self._draw(learned, subject, "tuned"), seconds)]
+        if not has_encoder(self.spec):
+            found.append(Drawn(victim.number, self._draw(learned, victim, "wrong_reference")))
+        return found
+
+    def baseline(self, subject: Subject) -> Drawn:
+        """The columns of the baseline, tuned on the same picture."""
+        assert self.spec.baseline is not None
+        learned = self._tune(subject, self.spec.baseline)
+        return Drawn(subject.number, self._draw(learned, subject, "baseline"))
 
     def prompt(self, subject: Subject, column: Column) -> str:
         """The prompt of one cell."""
-        words = f"a {self.parts.spec.domain_word}" if column.source == "class_noun" else PLACEHOLDER
+        words = f"a {self.noun(subject)}" if column.source == "class_noun" else PLACEHOLDER
         template = self.spec.scenes.template if column.scene else self.spec.prompt
         return template.format(words, **subject.scene)
+
+    def noun(self, subject: Subject) -> str:
+        """What the subject is: the domain word of the encoder, else what its own sample says.
+
+        Raises:
+            DataError: neither says it.
+        """
+        noun = getattr(getattr(self.pretrained, "spec", None), "domain_word", None) or subject.reference.noun
+        if not noun:
+            raise DataError(
+                f"evaluating {self.spec.tuning.method}: the subject {subject.identity} has no class_noun in its json, "
+                "which a method without a domain needs; add it to the shards"
+            )
+        return str(noun)
 
     def seeds(self, subject: Subject) -> list[int]:
         """One for each picture of a cell."""
@@ -116,10 +168,40 @@ class Painter:
     def _copies(self) -> range:
         return range(self.spec.images_per_prompt)
 
-    def _features(self, pictures: Sequence[Picture]) -> list[Float[Tensor, "n width"]]:
-        """CLIP features of each picture, a row for each cell's copy."""
-        each = [concept_features(self.parts, *as_tensors(picture)) for picture in pictures]
-        return [torch.cat(layer).repeat_interleave(len(self._copies), 0) for layer in zip(*each, strict=True)]
+    @property
+    def _plain_sampling(self) -> SampleSpec:
+        """The sampler of pictures that are not of the method: fusion is ProFusion's alone."""
+        return self.spec.sampling.model_copy(update={"fusion": None})
+
+    def _tune(self, subject: Subject, spec: FewStepSpec) -> Learned:
+        images, masks = as_tensors(subject.reference)
+        pictures = Pictures(images, masks, [subject.reference.context] if subject.reference.context else None)
+        own = spec is self.spec.tuning
+        method = self.method if own else METHODS[spec.method]  # type: ignore[attr-defined]
+        pretrained = self.pretrained if own else self.backbone
+        seed = self.spec.seed + subject.number
+        return method.tune(pretrained, pictures, spec, class_noun=self.noun(subject), seed=seed)
+
+    def _draw(self, learned: Learned, subject: Subject, source: Source) -> dict[str, UInt8[np.ndarray, "k h w 3"]]:
+        """The columns of one source, all in one go."""
+        columns = [column for column in self.columns if column.source == source]
+        prompts = [self.prompt(subject, column) for column in columns for _ in self._copies]
+        sampling = self.spec.sampling if learned.method == self.spec.tuning.method else self._plain_sampling
+        drawn = METHODS[learned.method].sample(
+            self.backbone, learned, prompts, sampling, seeds=self.seeds(subject) * len(columns)
+        )
+        split = np.split(to_uint8(drawn), len(columns))
+        return {column.name: own for column, own in zip(columns, split, strict=True)}
+
+    def _by_the_encoder(
+        self, pictures: Sequence[Picture], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> Float[Tensor, "n 3 h w"]:
+        """A picture for each prompt; each of `pictures` has as many prompts as there are copies."""
+        images, masks = (
+            torch.cat(each).repeat_interleave(len(self._copies), 0)
+            for each in zip(*(as_tensors(picture) for picture in pictures), strict=True)
+        )
+        return self.method.preview(self.pretrained, images, prompts, self.spec.sampling, masks=masks, seeds=seeds)
 
 
 def as_tensors(picture: Picture) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:

@@ -13,7 +13,6 @@ import numpy as np
 from rich.table import Table
 
 from imprint.errors import StorageError
-from imprint.evaluation.columns import COLUMNS
 from imprint.evaluation.scoring import CEILING, FLOOR, Scores
 from imprint.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
 from imprint.evaluation.subjects import ASKED
@@ -23,8 +22,12 @@ COMPARISONS = (
     ("encoder", "wrong_reference"),
     ("encoder", "class_noun"),
     ("new_scene", "encoder_scene"),
+    ("tuned", "wrong_reference"),
+    ("tuned", "class_noun"),
+    ("tuned", "baseline"),
+    ("encoder", "baseline"),
 )
-"""Pairs of columns, subject by subject: the first ought to be the better."""
+"""Pairs of columns, subject by subject: the first ought to be the better. Those that were drawn are compared."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,11 @@ class Report:
         scores: Scores,
         tuning_seconds: Sequence[float],
         *,
-        steps: int,
+        labels: Mapping[str, str],
         facts: Mapping[str, Any],
     ) -> Report:
-        """Estimates with confidence intervals over subjects."""
-        labels = {FLOOR: "real picture of another person", CEILING: "real picture, the ceiling"}
-        labels |= {column.name: column.label.format(steps=steps) for column in COLUMNS}
+        """Estimates with confidence intervals over subjects; `labels` are those of the columns."""
+        real = {FLOOR: "real picture of another subject", CEILING: "real picture, the ceiling"}
         return cls(
             identity=_estimates(scores.identity),
             recognized=_estimates(scores.recognized),
@@ -71,6 +73,7 @@ class Report:
             differences={
                 f"{one} - {two}": paired_difference(scores.identity[one], scores.identity[two])
                 for one, two in COMPARISONS
+                if one in scores.identity and two in scores.identity
             },
             obeyed={column: _estimates(values) for column, values in scores.obeyed.items()},
             chance=dict(scores.chance),
@@ -78,7 +81,7 @@ class Report:
             scorer=dict(scores.scorer),
             tuning_seconds=bootstrap_mean(tuning_seconds),
             facts=dict(facts),
-            labels=labels,
+            labels=real | dict(labels),
         )
 
     def tables(self) -> list[Cells]:

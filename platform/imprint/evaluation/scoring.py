@@ -130,7 +130,8 @@ def _rows(subjects: Sequence[Subject], drawn: Sequence[Drawn]) -> dict[str, UInt
     assert [subject.number for subject in subjects] == [one.number for one in drawn]
     real = np.stack([subject.ceiling.image for subject in subjects])[:, None]
     others = real[[somebody_else(number, len(subjects)) for number in range(len(subjects))]]
-    columns = {column.name: np.stack([one.images[column.name] for one in drawn]) for column in COLUMNS}
+    found = [column.name for column in COLUMNS if column.name in drawn[0].images]
+    columns = {name: np.stack([one.images[name] for one in drawn]) for name in found}
     return {FLOOR: others, **columns, CEILING: real}
 
 

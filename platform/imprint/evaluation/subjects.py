@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Picture:
     mask: UInt8[np.ndarray, "h w"]
     attributes: Mapping[str, str]
     context: str
+    noun: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ def collect_subjects(
         f"collecting subjects: got {len(subjects)} identities with three pictures or more, expected {count}; lower "
         "`subjects`, or prepare more held-out identities"
     )
+
+
+def showing(pictures: Iterable[tuple[str, Picture]], attributes: Mapping[str, str]) -> Iterator[tuple[str, Picture]]:
+    """Those (identity, picture) pairs whose picture has all of these attributes."""
+    for identity, picture in pictures:
+        if all(picture.attributes.get(name) == value for name, value in attributes.items()):
+            yield identity, picture
 
 
 def _bareheaded(pictures: Iterable[tuple[str, Picture]]) -> Iterable[tuple[str, Picture]]:

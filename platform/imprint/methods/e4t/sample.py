@@ -16,6 +16,7 @@ from imprint.config.methods import SampleSpec
 from imprint.methods.base import Learned
 from imprint.methods.e4t.learned import unpack
 from imprint.methods.e4t.parts import E4TParts
+from imprint.methods.pretraining import concept_pictures
 from imprint.methods.prompts import require_placeholder
 from imprint.sampling.denoiser import Conditioner, constant
 from imprint.sampling.draw import ProgressCallback, draw_batches
@@ -72,11 +73,13 @@ def preview(
     prompts: Sequence[str],
     spec: SampleSpec,
     *,
+    masks: Float[Tensor, "n 1 h w"] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
     """Pictures of many subjects by the encoder alone, each from its own picture in [-1, 1], one a prompt."""
     assert parts.clip is not None
-    features = [feature.to(parts.backbone.device) for feature in parts.clip.layers(images)]
+    seen = concept_pictures(parts.spec, images, masks)
+    features = [feature.to(parts.backbone.device) for feature in parts.clip.layers(seen)]
     return sample_features(parts, features, prompts, spec, seeds=seeds)
 
 

@@ -16,6 +16,7 @@ from imprint.backbone import PLACEHOLDER, Backbone, TextConditioning, TokenRepla
 from imprint.config.methods import FusionSpec, SampleSpec
 from imprint.errors import ConfigError
 from imprint.methods.base import Learned, numbered_placeholders
+from imprint.methods.pretraining import concept_pictures
 from imprint.methods.profusion.learned import unpack
 from imprint.methods.profusion.parts import ProFusionParts, Reference
 from imprint.methods.prompts import require_placeholder
@@ -57,10 +58,11 @@ def preview(
     prompts: Sequence[str],
     spec: SampleSpec,
     *,
+    masks: Float[Tensor, "n 1 h w"] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
     """Pictures of many subjects by PromptNet alone, each from its own picture in [-1, 1], one a prompt."""
-    reference = parts.reference(images.to(parts.backbone.device))
+    reference = parts.reference(concept_pictures(parts.spec, images, masks).to(parts.backbone.device))
     return draw(parts.backbone, [(parts, reference)], [parts.spec.domain_word], prompts, spec, seeds=seeds)
 
 

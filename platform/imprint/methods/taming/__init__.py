@@ -6,7 +6,7 @@ Jia et al., arXiv:2304.02642.
 from imprint.methods.taming.artifact import find_network, load_encoder, save_network
 from imprint.methods.taming.objective import TamingObjective, TripletBatch
 from imprint.methods.taming.parts import TamingParts
-from imprint.methods.taming.sample import sample, sample_objects
+from imprint.methods.taming.sample import preview, sample, sample_objects
 from imprint.methods.taming.tune import tune
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TripletBatch",
     "find_network",
     "load_encoder",
+    "preview",
     "sample",
     "sample_objects",
     "save_network",

@@ -60,3 +60,16 @@ def sample_objects(
         return ObjectGuidedDenoiser.of(parts, spelled[rows], objects[rows], spec)
 
     return draw_denoised(parts.backbone, denoiser, seeds or range(len(prompts)), spec, progress)
+
+
+def preview(
+    parts: TamingParts,
+    images: Float[Tensor, "n 3 h w"],
+    prompts: Sequence[str],
+    spec: SampleSpec,
+    *,
+    masks: Float[Tensor, "n 1 h w"] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Float[Tensor, "n 3 h w"]:
+    """Pictures of many subjects, each from its own picture in [-1, 1], one a prompt."""
+    return sample_objects(parts, parts.embed(images, masks), prompts, spec, seeds=seeds)
