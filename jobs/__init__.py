@@ -19,6 +19,7 @@ RUNNERS: dict[str, str] = {
     "pretrain_encoder": "imprint.jobs.pretrain_encoder:run",
     "train_backbone": "imprint.jobs.tiny:run_backbone",
     "train_face_attributes": "imprint.jobs.train_face_attributes:run",
+    "train_super_resolution": "imprint.jobs.train_super_resolution:run",
     "train_tiny_clip": "imprint.jobs.tiny:run_clip",
     "train_tiny_vae": "imprint.jobs.tiny:run_vae",
 }

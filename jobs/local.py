@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from rich.progress import track
 
 from imprint.config.jobs.tiny import LocalTraining, ShardSource
 from imprint.config.paths import resolve_path
-from imprint.errors import DataError, SampleError
+from imprint.errors import DataError, SampleError, TrainingError
 from imprint.objective import Batch, Objective
 from imprint.pipelines.decode import decode_sample
 from imprint.pipelines.samples import group_members, read_parts
@@ -156,3 +158,34 @@ def load_average(objective: Objective, state: TrainingState) -> None:
     with torch.no_grad():
         for name, parameter in objective.named_parameters():
             parameter.copy_(values[name])
+
+
+def require_finished(spec: LocalTraining, step: int) -> None:
+    """A run that was asked to stop leaves a checkpoint and no weights.
+
+    Raises:
+        TrainingError: it is not at its last step.
+    """
+    if step < spec.training.steps:
+        raise TrainingError(f"{spec.name}: stopped at step {step} of {spec.training.steps}; run it again to go on")
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary folder, then put it in place."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def keep_record(spec: LocalTraining, folder: Path) -> None:
+    """Beside the weights: the job as it ran and its log."""
+    record = folder / "training" / spec.job  # type: ignore[attr-defined]
+    record.mkdir(parents=True, exist_ok=True)
+    for name in ("job.yaml", "log.jsonl"):
+        shutil.copyfile(Path(resolve_path(spec.runs)) / spec.name / name, record / name)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,18 @@ from imprint.backbone.tiny import (
 )
 from imprint.config.jobs.tiny import LocalTraining, TrainBackbone, TrainTinyClip, TrainTinyVae
 from imprint.config.paths import resolve_path
-from imprint.errors import TrainingError
 from imprint.features.clip import ClipFeatures
 from imprint.features.tiny_clip import build_clip, save_clip
-from imprint.jobs.local import Pictures, batches, draw, load_pictures, run_training
+from imprint.jobs.local import (
+    Pictures,
+    batches,
+    draw,
+    keep_record,
+    load_pictures,
+    require_finished,
+    run_training,
+    write_whole,
+)
 from imprint.training.batches import to_pixel_values
 from imprint.training.objectives.autoencoder import AutoencoderObjective, latent_scale
 from imprint.training.objectives.contrastive import ContrastiveObjective
@@ -48,32 +55,6 @@ def _start(spec: LocalTraining, *, with_masks: bool = False) -> Pictures:
     return load_pictures(spec.sources, with_masks=with_masks)
 
 
-def _finished(spec: LocalTraining, step: int) -> None:
-    if step < spec.training.steps:
-        raise TrainingError(f"{spec.name}: stopped at step {step} of {spec.training.steps}; run it again to go on")
-
-
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a temporary folder, then put it in place."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _keep_record(spec: LocalTraining, folder: Path) -> None:
-    """Beside the weights: the job as it ran and its log."""
-    record = folder / "training" / spec.job  # type: ignore[attr-defined]
-    record.mkdir(parents=True, exist_ok=True)
-    for name in ("job.yaml", "log.jsonl"):
-        shutil.copyfile(Path(resolve_path(spec.runs)) / spec.name / name, record / name)
-
-
 def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
     """Train the autoencoder; writes a diffusers AutoencoderTiny folder and `reconstructions.png` in the run."""
     pictures = _start(spec)
@@ -81,16 +62,16 @@ def run_vae(spec: TrainTinyVae, *, job_file: Path | None, source: str) -> None:
     objective = AutoencoderObjective(vae, spec.loss)
     size = spec.training.batch_size
     state = run_training(spec, objective, lambda step: batches(pictures, size, spec.seed, step), source)
-    _finished(spec, state.step)
+    require_finished(spec, state.step)
     sample = to_pixel_values(pictures.images[draw(pictures.weights, 256, spec.seed, spec.training.steps)])
     vae.eval()
     vae.register_to_config(scaling_factor=latent_scale(vae, sample))
 
     def write(folder: Path) -> None:
         save_autoencoder(vae, folder)
-        _keep_record(spec, folder)
+        keep_record(spec, folder)
 
-    _write_whole(Path(resolve_path(spec.output)), write)
+    write_whole(Path(resolve_path(spec.output)), write)
     vae.float()
     with torch.no_grad():
         decoded = vae.decode(vae.encode(sample[:8]).latents).sample
@@ -113,13 +94,13 @@ def run_clip(spec: TrainTinyClip, *, job_file: Path | None, source: str) -> None
     objective = ContrastiveObjective(clip, tokenize)
     size = spec.training.batch_size
     state = run_training(spec, objective, lambda step: batches(pictures, size, spec.seed, step), source)
-    _finished(spec, state.step)
+    require_finished(spec, state.step)
 
     def write(folder: Path) -> None:
         save_clip(clip, config, tokenizer, folder)
-        _keep_record(spec, folder)
+        keep_record(spec, folder)
 
-    _write_whole(Path(resolve_path(spec.output)), write)
+    write_whole(Path(resolve_path(spec.output)), write)
 
 
 def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> None:
@@ -139,14 +120,14 @@ def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> 
     state = run_training(
         spec, objective, lambda step: _latent_batches(pictures, moments, batch_size, spec.seed, step), source
     )
-    _finished(spec, state.step)
+    require_finished(spec, state.step)
 
     def write(folder: Path) -> None:
         save_backbone(backbone, folder)
         _keep_earlier_records(spec, backbone, folder)
-        _keep_record(spec, folder)
+        keep_record(spec, folder)
 
-    _write_whole(Path(resolve_path(spec.output)), write)
+    write_whole(Path(resolve_path(spec.output)), write)
 
 
 def _untrained(spec: TrainBackbone, image_size: int) -> Backbone:

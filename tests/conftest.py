@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from small_cascades import save_if, save_x4
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WORDS = ["a", "photo", "of", "person", "face", "cat", "on", "blue", "red", "background", "smiling", "with", "glasses"]
@@ -126,6 +127,19 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
     return folder / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of the class of stable-diffusion-x4-upscaler: 16 px to 64 px."""
+    folder = tmp_path_factory.mktemp("x4")
+    return save_x4(folder / "pipeline", write_tokenizer(folder / "tokenizer-source"))
+
+
+@pytest.fixture(scope="session")
+def tiny_if(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of the class of DeepFloyd IF's stage II: 16 px to 64 px."""
+    return save_if(tmp_path_factory.mktemp("if") / "pipeline")
 
 
 @pytest.fixture(params=["tiny_sd15", "tiny_sd21", "tiny_sd21_v", "tiny_sdxl"])

@@ -134,6 +134,13 @@ def test_a_domain_word_of_several_tokens(sd15: Backbone, clip: ClipFeatures, bat
     assert torch.isfinite(objective(batch, seeded()).loss)
 
 
+def test_ablation_without_regularization(sd15: Backbone, clip: ClipFeatures, batch: Batch) -> None:
+    """The paper's ablation (3): the diffusion loss alone, which the norm of the offsets is no part of."""
+    output = make(sd15, clip, regularization=0.0)(batch, seeded())
+    assert torch.equal(output.loss.detach(), output.metrics["loss_diffusion"])
+    assert float(output.metrics["loss_regularization"]) > 0
+
+
 def test_dropped_prompts_do_not_hold_the_concept(sd15: Backbone, clip: ClipFeatures, batch: Batch) -> None:
     """With every text dropped, the diffusion loss does not depend on the encoder."""
     objective = make(sd15, clip, text_dropping=1.0, regularization=0.0)

@@ -186,6 +186,22 @@ def test_one_step_of_algorithm_1_with_a_concept(backbone: Backbone, clip: ClipFe
     torch.testing.assert_close(got, expected, rtol=2e-3, atol=5e-3)
 
 
+def test_without_fusion_sampling_s_and_c_are_one_prompt(backbone: Backbone, clip: ClipFeatures) -> None:
+    """The baseline of Figure 8: classifier-free guidance, Eq. 3, with S* whole in the prompt; one step written out."""
+    learned = tune(parts_of(backbone, clip), pictures(), spec())
+    sampling = SampleSpec(steps=1, guidance_scale=4.0, fusion=FusionSpec(enabled=False, gamma=0.5))
+    got = sample(backbone, learned, ["a photo of <concept> on blue"], sampling, seeds=[7])
+    ready = unpack(backbone, learned)
+    (parts, reference), t = ready.subjects[0], torch.tensor([999])
+    xt = torch.randn(4, 8, 8, generator=seeded(7))[None]
+    with torch.no_grad():
+        words = TokenReplacements(parts.promptnet(reference.latents, xt, t, reference.embedding))
+        texts = [backbone.encode_text([""]), backbone.encode_text(["a photo of <concept> on blue"], words)]
+        none, both = (ready.backbone.denoise(xt, t, text) for text in texts)
+        expected = backbone.decode_latents(backbone.schedule.to_x0(none + 4.0 * (both - none), xt, t))
+    torch.testing.assert_close(got, expected, rtol=2e-3, atol=5e-3)
+
+
 def test_two_subjects_with_a_weight_each(sd15: Backbone, clip: ClipFeatures) -> None:
     """At scale 0 and m = 0 a subject takes no part; with other scales it does."""
     parts = parts_of(sd15, clip)

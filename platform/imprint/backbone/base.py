@@ -133,14 +133,8 @@ class Backbone:
 
         An autoencoder without a posterior (AutoencoderTiny) has a standard deviation of zero.
         """
-        encoded = self.vae.encode(pixel_values.to(self.device, self.vae_dtype))
-        if hasattr(encoded, "latent_dist"):
-            mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
-        else:
-            mean, std = encoded.latents, torch.zeros_like(encoded.latents)
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scale = self.vae.config.scaling_factor
-        return ((mean - shift) * scale).to(self.dtype), (std * scale).to(self.dtype)
+        mean, std = latent_moments(self.vae, pixel_values)
+        return mean.to(self.dtype), std.to(self.dtype)
 
     @torch.no_grad()
     def encode_images(
@@ -247,6 +241,21 @@ class Backbone:
         if weights is None:
             return self.unet(*arguments, **keywords)[0]
         return torch.func.functional_call(self.unet, dict(weights), arguments, keywords)[0]
+
+
+def latent_moments(
+    vae: nn.Module, pixel_values: Float[Tensor, "b 3 h w"]
+) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b c h2 w2"]]:
+    """`Backbone.latent_moments` of an autoencoder alone, in its own precision."""
+    parameter = next(vae.parameters())
+    encoded = vae.encode(pixel_values.to(parameter.device, parameter.dtype))
+    if hasattr(encoded, "latent_dist"):
+        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+    else:
+        mean, std = encoded.latents, torch.zeros_like(encoded.latents)
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    scale = vae.config.scaling_factor
+    return (mean - shift) * scale, std * scale
 
 
 def sample_latents(

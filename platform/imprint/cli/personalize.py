@@ -20,6 +20,8 @@ from imprint.config.source import Document
 from imprint.errors import ConfigError
 
 DEFAULT_METHOD = "e4t"
+LARGEST = 4
+"""What the second stages known here make of a side of the first; their tuning sees the subject that large."""
 
 
 def personalize(
@@ -45,6 +47,12 @@ def personalize(
         str, typer.Option(help="What the pictures show beside the subject, such as 'on a blue background'.")
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Tuning steps; with an encoder 0 keeps its own guess.")] = None,
+    super_resolution: Annotated[
+        str | None,
+        typer.Option(
+            help="dreambooth: a second stage to tune as well, such as imprint-tiny-x4 (super_resolution.model)."
+        ),
+    ] = None,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     overrides: Annotated[
@@ -56,7 +64,9 @@ def personalize(
     """Teach a model a subject from one picture, in seconds, and save it as a Concept."""
     configure_logging()
     with errors_as_messages(traceback):
-        spec = tune_spec(method, config, [] if steps is None else [f"steps={steps}"], overrides or [])
+        given = {"steps": steps, "super_resolution.model": super_resolution}
+        options = [f"{key}={value}" for key, value in given.items() if value is not None]
+        spec = tune_spec(method, config, options, overrides or [])
         console = Console(stderr=True)
         with console.status("loading the backbone"):
             from imprint.backbone import Backbone
@@ -68,7 +78,8 @@ def personalize(
             count = len(find_pictures(images))
             model = Backbone.load(backbone, device=device)
             contexts = [context] * count if context else None
-            pictures = load_pictures(images, image_size=model.image_size, contexts=contexts)
+            largest = None if getattr(spec, "super_resolution", None) is None else LARGEST * model.image_size
+            pictures = load_pictures(images, image_size=model.image_size, contexts=contexts, largest=largest)
         began = time.perf_counter()
         with _progress(console) as progress:
             task = progress.add_task("tuning", total=spec.steps, loss=float("nan"))

@@ -27,6 +27,12 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
+    super_resolution: Annotated[
+        str | None,
+        typer.Option(
+            help="Enlarge with this model, such as imprint-tiny-x4; by default what the Concept was tuned on."
+        ),
+    ] = None,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     overrides: Annotated[
@@ -41,7 +47,8 @@ def sample(
         options = {"steps": steps, "guidance_scale": guidance_scale}
         given = {key: value for key, value in options.items() if value is not None}
         document = Document(name="options", data=given, origins={})
-        spec = validate(apply_overrides(document, overrides or []), SampleSpec)
+        named = [] if super_resolution is None else [f"super_resolution.model={super_resolution}"]
+        spec = validate(apply_overrides(document, [*named, *(overrides or [])]), SampleSpec)
         console = Console(stderr=True)
         with console.status("loading the backbone"):
             from imprint.backbone import PLACEHOLDER, Backbone

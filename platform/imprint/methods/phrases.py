@@ -7,6 +7,7 @@ DreamBooth and plain LoRA leave such concepts. Settings: `phrases`, one for each
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ from imprint.methods.rare_tokens import find_identifier, subject_seed
 from imprint.methods.shells import shell, trainable_parts
 from imprint.methods.weight_deltas import add_deltas
 from imprint.sampling.draw import draw_prompts
+
+log = logging.getLogger(__name__)
+SECOND_STAGE = "super_resolution."
+"""How the names of a super-resolution model's tensors begin; `imprint.methods.dreambooth.super_resolution`."""
 
 
 def subject_phrase(identifier: str, noun: str) -> str:
@@ -100,7 +105,11 @@ def merge(learned: Sequence[Learned], weights: Sequence[float]) -> Learned:
         ConceptError: a concept holds whole weights, whose changes do not add up.
     """
     for one in learned:
-        if any(not name.startswith(PREFIX) for name in one.tensors):
+        if "super_resolution" in one.settings:
+            log.warning(
+                "merging concepts: super-resolution as tuned on %s is left out", ", ".join(one.settings["phrases"])
+            )
+        if any(not name.startswith((PREFIX, SECOND_STAGE)) for name in one.tensors):
             raise ConceptError(
                 f"merging concepts: one of {one.method} changed all weights, and the sum of such changes is neither "
                 "subject; tune it again with LoRA (train=lora)"
@@ -129,5 +138,9 @@ def export(learned: Learned, names: Sequence[str] | None = None) -> Portable:
             f"exporting: the concept was tuned on the words {', '.join(map(repr, triggers))} and is called by no "
             "others; leave --trigger out"
         )
-    deltas = {name: value for name, value in learned.tensors.items() if not name.startswith(PREFIX)}
+    if "super_resolution" in learned.settings:
+        log.warning(
+            "exporting: the tuned super-resolution model stays in the concept; other programs get the first stage"
+        )
+    deltas = {n: value for n, value in learned.tensors.items() if not n.startswith((PREFIX, SECOND_STAGE))}
     return Portable(triggers, lora=read_factors(learned.tensors), deltas=deltas)

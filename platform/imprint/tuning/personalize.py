@@ -16,6 +16,7 @@ from imprint.errors import ConceptError, ConfigError
 from imprint.methods import METHODS
 from imprint.methods.base import Pictures, TuneCallback
 from imprint.sampling.draw import ProgressCallback
+from imprint.tuning.cascade import enlarge, second_stage
 from imprint.tuning.concept import Concept
 
 
@@ -76,10 +77,11 @@ def sample_concept(
     seeds: Sequence[int] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
-    """Pictures in [-1, 1], one a prompt, with the concept at `<concept>`.
+    """Pictures in [-1, 1], one a prompt, with the concept at `<concept>`; large ones where it has a second stage.
 
     Raises:
-        ConceptError: the concept belongs to another backbone.
+        BackboneError: the super-resolution model cannot be loaded.
+        ConceptError: the concept belongs to another backbone, or was tuned on another super-resolution model.
         ConfigError: a prompt has no placeholder, the concept's method is unknown, or fusion is not for it.
     """
     concept.require(backbone)
@@ -88,9 +90,12 @@ def sample_concept(
             f"fusion: fusion sampling is made of ProFusion's conditions, and this is a concept of "
             f"{concept.learned.method}; leave the keys of fusion out"
         )
-    return _method(concept.learned.method).sample(
-        backbone, concept.learned, prompts, spec, seeds=seeds, progress=progress
-    )
+    learned = concept.learned
+    second = second_stage(backbone, learned, spec)
+    pictures = _method(learned.method).sample(backbone, learned, prompts, spec, seeds=seeds, progress=progress)
+    if second is None:
+        return pictures
+    return enlarge(second, learned, pictures, prompts, spec.super_resolution, seeds=seeds, progress=progress)
 
 
 def merge_concepts(concepts: Sequence[Concept], weights: Sequence[float] | None = None) -> Concept:

@@ -21,8 +21,10 @@ MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: a small file can unpack to fill the memory."""
 
 
-def load_pictures(path: str | Path, *, image_size: int, contexts: Sequence[str] | None = None) -> Pictures:
-    """The picture at `path`, or all in the folder, as squares of one size, `image_size` to twice that.
+def load_pictures(
+    path: str | Path, *, image_size: int, contexts: Sequence[str] | None = None, largest: int | None = None
+) -> Pictures:
+    """The picture at `path`, or all in the folder, as squares of one size, `image_size` to `largest`, by default twice.
 
     A mask is taken from `NAME.mask.png` beside `NAME.png`, or from the alpha channel; all pictures have one, or none
     is used.
@@ -32,7 +34,7 @@ def load_pictures(path: str | Path, *, image_size: int, contexts: Sequence[str] 
         SampleError: a picture cannot be read.
     """
     read = [_read(file) for file in find_pictures(path)]
-    size = min(2 * image_size, max(image_size, min(min(image.shape[-2:]) for image, _ in read)))
+    size = min(largest or 2 * image_size, max(image_size, min(min(image.shape[-2:]) for image, _ in read)))
     images = torch.cat([centre_square(image, size) for image, _ in read]).clamp(-1, 1)
     masks = [mask for _, mask in read if mask is not None]
     whole = torch.cat([centre_square(mask, size) for mask in masks]) if len(masks) == len(read) else None

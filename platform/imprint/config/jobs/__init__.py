@@ -6,6 +6,7 @@ from imprint.config.jobs.finetune import FinetuneJoint, JointTripletSpec
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.jobs.shards import PrepareShards
+from imprint.config.jobs.super_resolution import TrainSuperResolution
 from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
@@ -17,6 +18,7 @@ JOB_SPECS: dict[str, type[Section]] = {
     "pretrain_encoder": PretrainEncoder,
     "train_backbone": TrainBackbone,
     "train_face_attributes": TrainFaceAttributes,
+    "train_super_resolution": TrainSuperResolution,
     "train_tiny_clip": TrainTinyClip,
     "train_tiny_vae": TrainTinyVae,
 }
@@ -33,6 +35,7 @@ __all__ = [
     "PretrainEncoder",
     "TrainBackbone",
     "TrainFaceAttributes",
+    "TrainSuperResolution",
     "TrainTinyClip",
     "TrainTinyVae",
 ]

@@ -22,6 +22,7 @@ from imprint.config.methods.profusion import (
 )
 from imprint.config.methods.prompts import DEFAULT_TEMPLATES
 from imprint.config.methods.sampling import AncestralSampleSpec, FusionSpec, SampleSpec
+from imprint.config.methods.super_resolution import SuperResolutionSampler, SuperResolutionTuneSpec
 from imprint.config.methods.taming import DroppingSpec, ObjectEncoderSpec, TamingSpec, TamingTuneSpec
 from imprint.config.methods.textual_inversion import TextualInversionTuneSpec
 from imprint.config.methods.tuning import FewStepSpec, IdentifierSpec, LoraSpec, PhraseSpec
@@ -82,6 +83,8 @@ __all__ = [
     "ProFusionTuneSpec",
     "PromptNetSpec",
     "SampleSpec",
+    "SuperResolutionSampler",
+    "SuperResolutionTuneSpec",
     "TamingSpec",
     "TamingTuneSpec",
     "TextualInversionTuneSpec",

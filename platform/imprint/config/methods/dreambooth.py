@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.methods.sampling import AncestralSampleSpec
+from imprint.config.methods.super_resolution import SuperResolutionTuneSpec
 from imprint.config.methods.tuning import PhraseSpec
 
 
@@ -38,7 +39,7 @@ class DreamBoothLearningRates(Section):
 
 
 class DreamBoothTuneSpec(PhraseSpec):
-    """Tuning of DreamBooth. Tuning of super-resolution models (section 4.3) is not part of it."""
+    """Tuning of DreamBooth, section 4, and of a super-resolution model, section 4.3, where one is named."""
 
     method: Literal["dreambooth"] = "dreambooth"
     steps: int = Field(200, ge=1, description="The paper's 200 epochs, for four pictures and a batch of four")
@@ -47,4 +48,7 @@ class DreamBoothTuneSpec(PhraseSpec):
     prior: PriorSpec = PriorSpec()
     templates: tuple[str, ...] = Field(
         ("<concept>",), min_length=1, description="Prompts; <concept> reads 'a [identifier] [class noun]'"
+    )
+    super_resolution: SuperResolutionTuneSpec | None = Field(
+        None, description="The second stage of a cascade, tuned on the same pictures; by default none"
     )

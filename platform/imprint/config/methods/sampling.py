@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
+from imprint.config.methods.super_resolution import SuperResolutionSampler
 
 
 class FusionSpec(Section):
@@ -15,6 +16,9 @@ class FusionSpec(Section):
     Where the paper gives no value the default is that of the authors' published sampler.
     """
 
+    enabled: bool = Field(
+        True, description="Off: classifier-free guidance of one prompt with S* in it, the baseline of Figure 8"
+    )
     steps: int = Field(1, ge=0, description="m, updates of the fusion stage at each timestep; 0 is Eq. 6 alone")
     gamma: float = Field(0.8, ge=0, le=1, description="Scale of S* in the fusion stage")
     sigma: float = Field(
@@ -53,6 +57,7 @@ class SampleSpec(Section):
     negative_prompt: str = ""
     batch_size: int = Field(16, ge=1, description="Pictures in one forward of the UNet (twice as many with guidance)")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in")
+    super_resolution: SuperResolutionSampler = SuperResolutionSampler()
     fusion: FusionSpec | None = Field(None, description="Fusion sampling, for profusion alone; by default its defaults")
 
 

@@ -61,7 +61,7 @@ def class_images(backbone: Backbone, spec: PriorSpec, class_noun: str) -> UInt8[
 
 def cache_key(backbone: Backbone, spec: PriorSpec, prompt: str) -> str:
     """A hash of all that the pictures depend on: the model's weights, the prompt and the sampler's settings."""
-    settings = spec.sampling.model_dump(mode="json", exclude={"batch_size"})
+    settings = spec.sampling.model_dump(mode="json", exclude={"batch_size", "super_resolution"})
     parts = {
         "backbone": backbone.fingerprint(), "prediction_type": backbone.prediction_type,
         "schedule": hashlib.sha256(backbone.schedule.alphas_cumprod.cpu().numpy().tobytes()).hexdigest(),

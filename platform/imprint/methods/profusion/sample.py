@@ -20,7 +20,7 @@ from imprint.methods.pretraining import concept_pictures
 from imprint.methods.profusion.learned import unpack
 from imprint.methods.profusion.parts import ProFusionParts, Reference
 from imprint.methods.prompts import require_placeholder
-from imprint.sampling.ddim import StepCallback
+from imprint.sampling.ddim import StepCallback, ddim
 from imprint.sampling.draw import draw_pictures, starting_noise
 from imprint.sampling.fusion import fusion_sampling
 from imprint.sampling.guidance import BranchedDenoiser
@@ -94,13 +94,16 @@ def draw(
 
     def latents(rows: slice, callback: StepCallback | None) -> Float[Tensor, "b c h w"]:
         own = [(parts, reference.rows(rows)) for parts, reference in subjects]
-        conditions = _Conditions(backbone, own, prompts[rows], nouns, fusion.gamma)
+        conditions = _Conditions(backbone, own, prompts[rows], nouns, fusion.gamma if fusion.enabled else 1.0)
         with torch.no_grad():
             empty = backbone.encode_text([spec.negative_prompt])
-        fused = BranchedDenoiser(backbone, conditions.together, empty, (fusion.guidance_scale,))
-        refined = BranchedDenoiser(backbone, conditions.apart, empty, (*scales, spec.guidance_scale))
         noise, timesteps, generators = starting_noise(backbone, spec, seeds[rows])
         abar = backbone.schedule.alphas_cumprod
+        if not fusion.enabled:
+            guided = BranchedDenoiser(backbone, conditions.together, empty, (spec.guidance_scale,))
+            return ddim(guided, noise, timesteps, abar, eta=spec.eta, generator=generators, callback=callback)
+        fused = BranchedDenoiser(backbone, conditions.together, empty, (fusion.guidance_scale,))
+        refined = BranchedDenoiser(backbone, conditions.apart, empty, (*scales, spec.guidance_scale))
         return fusion_sampling(
             fused, refined, noise, timesteps, abar, fusion, eta=spec.eta, generator=generators, callback=callback
         )
