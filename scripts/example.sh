@@ -78,7 +78,7 @@ run() {
 [[ -f "$objects/manifest.json" ]] || [[ "$both" == false && "$method" != taming ]] || run jobs/prepare_objects.yaml 'sizes=[64]'
 if ((${#pretrain[@]})); then
     [[ "${FRESH:-0}" != 1 ]] || rm -rf "runs/example-$method"
-    run "${pretrain[@]}" grid=null tracking.enabled=false
+    run "${pretrain[@]}" training.steps=400 grid=null tracking.enabled=false
 fi
 
 common=("encoder=$encoder" "tuning=$tuning" "baseline=$baseline" "sampling=$sampling" "subjects=$subjects"
