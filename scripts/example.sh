@@ -21,8 +21,9 @@ sampling="{steps: 16, guidance_scale: 4.0, precision: bf16}"
 both=false # whether objects are shown as well
 middle="timestep_logits: [-0.5, 1.0], precision: bf16, mask_loss: false"
 # The same pictures, steps and batch as E4T's tuning.
-lora="{method: lora, steps: 15, batch_size: 16, lora: {learning_rate: 3.0e-3}, $middle}"
-word="{method: textual_inversion, steps: 60, batch_size: 8, learning_rate: 2.0e-2, $middle}"
+lora="{method: lora, steps: 15, batch_size: 16, lora: {learning_rate: 1.0e-2}, $middle}"
+# A word says most where the noise is high.
+word="{method: textual_inversion, steps: 40, batch_size: 8, learning_rate: 2.0e-2, timestep_logits: [1.0, 1.0], precision: bf16}"
 baseline="$lora"
 
 case "$method" in
@@ -47,11 +48,11 @@ taming)
     tuning="{method: taming}"
     ;;
 dreambooth)
-    tuning="{method: dreambooth, steps: 60, batch_size: 8, learning_rates: {unet: 1.0e-4}, prior: {images: 32, sampling: {steps: 20}}, $middle}"
+    tuning="{method: dreambooth, steps: 60, batch_size: 8, learning_rates: {unet: 1.0e-4}, prior: {images: 16, sampling: {steps: 12, precision: bf16}}, $middle}"
     both=true
     ;;
 lora)
-    tuning="{method: lora, steps: 60, batch_size: 8, lora: {learning_rate: 3.0e-3}, $middle}"
+    tuning="$lora"
     baseline="$word"
     both=true
     ;;
@@ -77,7 +78,7 @@ run() {
 [[ -f "$objects/manifest.json" ]] || [[ "$both" == false && "$method" != taming ]] || run jobs/prepare_objects.yaml 'sizes=[64]'
 if ((${#pretrain[@]})); then
     [[ "${FRESH:-0}" != 1 ]] || rm -rf "runs/example-$method"
-    run "${pretrain[@]}" grid=null tracking.enabled=false
+    run "${pretrain[@]}" training.steps=400 grid=null tracking.enabled=false
 fi
 
 common=("encoder=$encoder" "tuning=$tuning" "baseline=$baseline" "sampling=$sampling" "subjects=$subjects"

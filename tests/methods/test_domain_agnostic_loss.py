@@ -15,7 +15,7 @@ from imprint.backbone import Backbone
 from imprint.config.methods import ContrastiveSpec
 from imprint.methods.batched_low_rank import BatchedLowRank, squared_norm
 from imprint.methods.domain_agnostic.loss import contrastive_loss, contrastive_over_ranks, word_norm
-from imprint.methods.vocabulary import Vocabulary
+from imprint.methods.vocabulary import Vocabulary, WordHead
 
 
 def draws(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -149,3 +149,20 @@ def test_eq_3_has_the_negatives_of_all_ranks(tmp_path: Path) -> None:
         together = torch.cat([words, every[3:]] if rank == 0 else [every[:3], words])
         contrastive_loss(words, together, rank * 3, known, spec).backward()
         torch.testing.assert_close(got["grad"], words.grad)
+
+
+def test_words_start_as_average_ones_and_move_in_the_vocabularys_own_units() -> None:
+    """A step of AdamW at rate r moves each number by spread * r * (|x| + 1) at most, whatever the vocabulary's size."""
+    table = 0.02 * draws(400, 8)
+    known = Vocabulary(torch.arange(400), table, torch.nn.functional.normalize(table, dim=-1))
+    head = WordHead(64, known, count=2)
+    features = draws(500, 64)
+    words = head(features).detach().unflatten(1, (2, 8))
+    torch.testing.assert_close(words.mean(0), known.embeddings.mean(0).expand(2, -1), rtol=0, atol=0.005)
+    assert 0.8 < float(words.std() / known.embeddings.std()) < 1.2
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=0.0)
+    head(features[:1]).square().sum().backward()
+    optimizer.step()
+    moved = (head(features[:1]).detach() - words[:1].flatten(1)).abs()
+    bound = float(known.embeddings.std()) * 1e-2 * (float(features[0].abs().sum()) + 1)
+    torch.testing.assert_close(moved, torch.full_like(moved, bound), rtol=1e-3, atol=0)

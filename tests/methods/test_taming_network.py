@@ -205,7 +205,7 @@ def test_networks_that_do_not_fit(
     sd15: Backbone, tiny_sd21: Path, clip: ClipFeatures, trained_network: Network, tmp_path: Path
 ) -> None:
     folder = trained_network(sd15)
-    with pytest.raises(CheckpointError, match=r"finetuned from the backbone .* has other weights"):
+    with pytest.raises(CheckpointError, match=r"finetuned on the backbone .* has other weights"):
         load_encoder(folder, Backbone.load(tiny_sd21), clip=clip)
     with pytest.raises(CheckpointError, match=r"finetuned with the CLIP .* has other weights"):
         load_encoder(folder, sd15, clip=ClipFeatures.load("imprint-tiny-clip"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -112,19 +112,50 @@ def read_encoder(
             f"loading the encoder {folder}: it was pretrained for the method {record['method']}, and {method} cannot "
             f"read it; say --method {record['method']}, or pretrain an encoder for {method}"
         )
+    spec = spec_type.model_validate(record["spec"])
+    doing = f"loading the encoder {folder}: it was pretrained"
+    return SavedEncoder(folder, state, spec, made_for(record, backbone, clip, spec.encoder.clip, doing))
+
+
+def made_for(
+    record: Mapping[str, Any], backbone: Backbone, clip: ClipFeatures | None, clip_name: str, doing: str
+) -> ClipFeatures:
+    """Check that what a folder's record tells of was made for this backbone and this CLIP; give back the CLIP.
+
+    `clip` spares loading `clip_name` again; `doing` begins the message.
+
+    Raises:
+        CheckpointError: it was made for others.
+        BackboneError: CLIP cannot be loaded.
+    """
     if record["backbone"]["fingerprint"] != backbone.fingerprint():
         raise CheckpointError(
-            f"loading the encoder {folder}: it was pretrained on the backbone {record['backbone']['path']!r}, and "
-            f"{backbone.path!r} has other weights; name that backbone, or pretrain an encoder on this one"
+            f"{doing} on the backbone {record['backbone']['path']!r}, and {backbone.path!r} has other weights; name "
+            "that backbone, or train anew on this one"
         )
-    spec = spec_type.model_validate(record["spec"])
-    clip = clip or ClipFeatures.load(spec.encoder.clip, device=backbone.device)
+    clip = clip or ClipFeatures.load(clip_name, device=backbone.device)
     if record["clip"]["fingerprint"] != clip.fingerprint():
-        raise CheckpointError(
-            f"loading the encoder {folder}: it was pretrained with the CLIP {record['clip']['name']!r}, and "
-            f"{clip.name!r} has other weights"
-        )
-    return SavedEncoder(folder, state, spec, clip)
+        raise CheckpointError(f"{doing} with the CLIP {record['clip']['name']!r}, and {clip.name!r} has other weights")
+    return clip
+
+
+def load_parts(
+    path: str | Path,
+    backbone: Backbone,
+    spec_type: type[SpecT],
+    build: Callable[[Backbone, SpecT, ClipFeatures], PartsT],
+    clip: ClipFeatures | None,
+) -> PartsT:
+    """The parts that `build` makes, with the weights of an encoder folder, on the backbone's device and frozen.
+
+    Raises:
+        CheckpointError: the folder is broken, or made by another method or for another backbone or CLIP.
+        BackboneError: CLIP cannot be loaded.
+    """
+    saved = read_encoder(path, backbone, spec_type, clip)
+    parts = build(backbone, saved.spec, saved.clip)
+    load_networks(parts, saved.state, saved.folder)
+    return parts
 
 
 def load_networks(parts: EncoderParts, state: Mapping[str, Tensor], source: Path | str) -> None:

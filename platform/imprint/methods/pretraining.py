@@ -5,6 +5,7 @@ Legend: I_c the picture, x_0 its latents, x_t noisy latents, t the timestep.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from imprint.backbone import Backbone
 from imprint.backbone.base import sample_latents
 from imprint.config.methods import PretrainSpec
 from imprint.errors import DataError
+from imprint.features.clip import ClipFeatures
 from imprint.methods.pretrained import EncoderParts
-from imprint.methods.prompts import training_prompts
+from imprint.methods.prompts import check_templates, training_prompts
 from imprint.methods.subject_batch import NoisyBatch, noisy_batch
 from imprint.objective import Batch, Objective
 
@@ -27,10 +29,24 @@ class EncoderObjective(Objective):
     Gradients flow through the backbone to those networks and to nothing else.
     """
 
-    def __init__(self, parts: EncoderParts) -> None:
+    def __init__(
+        self,
+        build: Callable[[Backbone, Any, ClipFeatures], EncoderParts],
+        backbone: Backbone,
+        spec: PretrainSpec,
+        clip: ClipFeatures | None,
+    ) -> None:
+        """`build` makes the method's parts; `clip` is loaded by the name in the spec where it is not given.
+
+        Raises:
+            ConfigError: a template has no placeholder.
+            BackboneError: CLIP cannot be loaded.
+        """
         super().__init__()
+        check_templates(spec.templates)
+        clip = clip or ClipFeatures.load(spec.encoder.clip, device=backbone.device)
         # In a tuple, so that the frozen models are not registered and no engine shards, trains or saves them.
-        self._held: tuple[Any, ...] = (parts,)
+        self._held: tuple[Any, ...] = (build(backbone.freeze(), spec, clip),)
 
     @property
     def parts(self) -> Any:

@@ -44,13 +44,25 @@ class Vocabulary:
         return cosines.topk(min(count, len(self.ids)), dim=-1).indices
 
 
-@torch.no_grad()
-def start_as_average_words(head: nn.Linear, vocabulary: Vocabulary) -> None:
-    """Initialise the last layer of an encoder: its inputs are of unit variance, its output is one or more words.
+class WordHead(nn.Module):
+    """The last layer of an encoder: features of unit variance to `count` words, which start as average ones.
 
-    Each starts as an average word that differs a little from picture to picture. A default linear layer's output is
-    tens of times longer than any word, and far from all of them.
+    Each differs a little from picture to picture; a default linear layer's output is tens of times longer than any
+    word, and far from all of them. The vocabulary's spread is a constant factor and not in the weights, since AdamW
+    moves a weight by its learning rate however small the weight is: without the factor, PromptNet's words on
+    `imprint-tiny` were 28 times as long as the vocabulary's after 1,200 steps at 3e-4, and pictures were hardly told
+    apart.
     """
-    nn.init.normal_(head.weight, std=float(vocabulary.embeddings.std()) * head.in_features**-0.5)
-    mean = vocabulary.embeddings.mean(0)
-    head.bias.copy_(mean.repeat(head.out_features // len(mean)))
+
+    def __init__(self, width: int, vocabulary: Vocabulary, count: int = 1) -> None:
+        super().__init__()
+        mean, spread = vocabulary.embeddings.mean(0), float(vocabulary.embeddings.std())
+        self.spread = spread
+        self.linear = nn.Linear(width, count * len(mean), device=mean.device)
+        with torch.no_grad():
+            nn.init.normal_(self.linear.weight, std=width**-0.5)
+            self.linear.bias.copy_(mean.repeat(count) / spread)
+
+    def forward(self, features: Float[Tensor, "b width"]) -> Float[Tensor, "b words"]:
+        """The words of each row, side by side, in fp32."""
+        return self.spread * self.linear(features).float()

@@ -8,7 +8,7 @@ from imprint.backbone import Backbone
 from imprint.config.methods import DomainAgnosticSpec
 from imprint.features.clip import ClipFeatures
 from imprint.methods.domain_agnostic.parts import DomainAgnosticParts
-from imprint.methods.pretrained import load_networks, read_encoder
+from imprint.methods.pretrained import load_parts
 
 
 def load_encoder(path: str | Path, backbone: Backbone, *, clip: ClipFeatures | None = None) -> DomainAgnosticParts:
@@ -18,7 +18,4 @@ def load_encoder(path: str | Path, backbone: Backbone, *, clip: ClipFeatures | N
         CheckpointError: the folder is broken, or made for another method, backbone or CLIP.
         BackboneError: CLIP cannot be loaded.
     """
-    saved = read_encoder(path, backbone, DomainAgnosticSpec, clip)
-    parts = DomainAgnosticParts.build(backbone, saved.spec, saved.clip)
-    load_networks(parts, saved.state, saved.folder)
-    return parts
+    return load_parts(path, backbone, DomainAgnosticSpec, DomainAgnosticParts.build, clip)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imprint.backbone import AttentionProjection
 from imprint.config.methods import DomainAgnosticEncoderSpec, HyperNetworkSpec
 from imprint.methods.batched_low_rank import BatchedLowRank
-from imprint.methods.vocabulary import Vocabulary, start_as_average_words
+from imprint.methods.vocabulary import Vocabulary, WordHead
 
 
 class DomainAgnosticEncoder(nn.Module):
@@ -47,9 +47,7 @@ class DomainAgnosticEncoder(nn.Module):
             )
             for _ in range(spec.blocks)
         )
-        self.heads = nn.ModuleList(nn.Linear(self.width, width) for width in widths)
-        for head, vocabulary in zip(self.heads, vocabularies, strict=True):
-            start_as_average_words(head, vocabulary)
+        self.heads = nn.ModuleList(WordHead(self.width, vocabulary) for vocabulary in vocabularies)
 
     def features(
         self, clip_map: Float[Tensor, "b clip_width h w"], tap: Float[Tensor, "b tap_width h2 w2"]
@@ -66,7 +64,7 @@ class DomainAgnosticEncoder(nn.Module):
 
     def words(self, features: Float[Tensor, "b hidden"]) -> tuple[Float[Tensor, "b width"], ...]:
         """v* for each text encoder, in fp32."""
-        return tuple(head(features).float() for head in self.heads)
+        return tuple(head(features) for head in self.heads)
 
 
 def _unit_variance(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

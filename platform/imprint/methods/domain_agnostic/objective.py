@@ -18,7 +18,6 @@ from imprint.methods.domain_agnostic.dual_path import DualPath
 from imprint.methods.domain_agnostic.loss import contrastive_over_ranks, word_norm
 from imprint.methods.domain_agnostic.parts import DomainAgnosticParts, prompts_with, prompts_with_tokens
 from imprint.methods.pretraining import EncoderObjective, pretraining_batch, reference_pictures
-from imprint.methods.prompts import check_templates
 from imprint.objective import Batch, StepOutput
 
 
@@ -27,16 +26,9 @@ class DomainAgnosticObjective(EncoderObjective):
     L2 terms: of the word (Eq. 4) and of the weight offsets (section 4.1)."""
 
     def __init__(self, backbone: Backbone, spec: DomainAgnosticSpec, clip: ClipFeatures | None = None) -> None:
-        """`clip` is loaded by the name in the spec where it is not given.
-
-        Raises:
-            ConfigError: a template has no placeholder.
-            BackboneError: CLIP cannot be loaded.
-        """
-        check_templates(spec.templates)
-        clip = clip or ClipFeatures.load(spec.encoder.clip, device=backbone.device)
-        parts = DomainAgnosticParts.build(backbone.freeze(), spec, clip)
-        super().__init__(parts)
+        """See `EncoderObjective`."""
+        super().__init__(DomainAgnosticParts.build, backbone, spec, clip)
+        parts: DomainAgnosticParts = self.parts
         self.spec = spec
         self.encoder = parts.encoder
         self.hypernetwork = parts.hypernetwork

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from imprint.backbone import Backbone
 from imprint.config.methods import E4TSpec
 from imprint.features.clip import ClipFeatures
 from imprint.methods.e4t.parts import E4TParts
-from imprint.methods.pretrained import find_encoder, load_networks, load_state, read_encoder, save_encoder
+from imprint.methods.pretrained import find_encoder, load_parts, load_state, save_encoder
 
 __all__ = ["find_encoder", "load_encoder", "load_state", "save_encoder"]
 
@@ -24,7 +25,4 @@ def load_encoder(
         CheckpointError: the folder is broken, or made for another method, backbone or CLIP.
         BackboneError: CLIP cannot be loaded.
     """
-    saved = read_encoder(path, backbone, E4TSpec, clip)
-    parts = E4TParts.build(backbone, saved.spec, saved.clip, domain_word=domain_word)
-    load_networks(parts, saved.state, saved.folder)
-    return parts
+    return load_parts(path, backbone, E4TSpec, partial(E4TParts.build, domain_word=domain_word), clip)

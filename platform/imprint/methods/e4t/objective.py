@@ -18,7 +18,6 @@ from imprint.features.clip import ClipFeatures
 from imprint.methods.e4t.encoder import embedding_regularization
 from imprint.methods.e4t.parts import E4TParts
 from imprint.methods.pretraining import EncoderObjective, pretraining_batch, reference_pictures
-from imprint.methods.prompts import check_templates
 from imprint.objective import Batch, StepOutput
 
 
@@ -30,16 +29,13 @@ class E4TObjective(EncoderObjective):
     """
 
     def __init__(self, backbone: Backbone, spec: E4TSpec, clip: ClipFeatures | None = None) -> None:
-        """`clip` is loaded by the name in the spec where it is not given.
+        """See `EncoderObjective`.
 
         Raises:
-            ConfigError: a template has no placeholder.
             BackboneError: CLIP cannot be loaded, or the domain word has no tokens.
         """
-        check_templates(spec.templates)
-        clip = clip or ClipFeatures.load(spec.encoder.clip, device=backbone.device)
-        parts = E4TParts.build(backbone.freeze(), spec, clip)
-        super().__init__(parts)
+        super().__init__(E4TParts.build, backbone, spec, clip)
+        parts: E4TParts = self.parts
         self.spec = spec
         self.encoder = parts.encoder
         self.offsets = parts.offsets

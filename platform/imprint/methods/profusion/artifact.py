@@ -7,7 +7,7 @@ from pathlib import Path
 from imprint.backbone import Backbone
 from imprint.config.methods import ProFusionSpec
 from imprint.features.clip import ClipFeatures
-from imprint.methods.pretrained import load_networks, read_encoder
+from imprint.methods.pretrained import load_parts
 from imprint.methods.profusion.parts import ProFusionParts
 
 
@@ -18,7 +18,4 @@ def load_encoder(path: str | Path, backbone: Backbone, *, clip: ClipFeatures | N
         CheckpointError: the folder is broken, or made for another method, backbone or CLIP.
         BackboneError: CLIP cannot be loaded.
     """
-    saved = read_encoder(path, backbone, ProFusionSpec, clip)
-    parts = ProFusionParts.build(backbone, saved.spec, saved.clip)
-    load_networks(parts, saved.state, saved.folder)
-    return parts
+    return load_parts(path, backbone, ProFusionSpec, ProFusionParts.build, clip)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from imprint.backbone import Backbone
 from imprint.config.methods import PromptNetSpec
 from imprint.features.unet_taps import encoder_features, tap_widths
-from imprint.methods.vocabulary import Vocabulary, start_as_average_words
+from imprint.methods.vocabulary import Vocabulary, WordHead
 
 _WITHOUT_POOLED_TEXT = dict.fromkeys(
     ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
@@ -59,11 +59,8 @@ class PromptNet(nn.Module):
         body.up_blocks, body.conv_norm_out, body.conv_act, body.conv_out = nn.ModuleList(), None, None, None
         self.body = body
         vocabularies = Vocabulary.each_of(backbone)
-        widths = [vocabulary.embeddings.shape[1] for vocabulary in vocabularies]
         hidden = tap_widths(backbone.unet.config)[-1]
-        self.heads = nn.ModuleList(nn.Linear(hidden, spec.vectors * width) for width in widths)
-        for head, vocabulary in zip(self.heads, vocabularies, strict=True):
-            start_as_average_words(head, vocabulary)
+        self.heads = nn.ModuleList(WordHead(hidden, vocabulary, spec.vectors) for vocabulary in vocabularies)
 
     def forward(
         self,
@@ -73,11 +70,11 @@ class PromptNet(nn.Module):
         image_embedding: Float[Tensor, "b 1 width"],
     ) -> tuple[Float[Tensor, "b vectors width"], ...]:
         """S* for each text encoder, in fp32."""
-        dtype = self.heads[0].weight.dtype
+        dtype = next(self.heads.parameters()).dtype
         both = torch.cat([reference, xt], dim=1).to(dtype)
         pooled = encoder_features(self.body, both, timesteps, image_embedding.to(dtype))[-1].mean(dim=(2, 3))
         normal = F.layer_norm(pooled, pooled.shape[-1:])
-        return tuple(head(normal).float().unflatten(1, (self.spec.vectors, -1)) for head in self.heads)
+        return tuple(head(normal).unflatten(1, (self.spec.vectors, -1)) for head in self.heads)
 
 
 @torch.no_grad()

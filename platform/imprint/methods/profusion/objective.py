@@ -10,7 +10,6 @@ from imprint.features.clip import ClipFeatures
 from imprint.methods.augment import placed_views
 from imprint.methods.pretraining import EncoderObjective, pretraining_batch, reference_pictures
 from imprint.methods.profusion.parts import ProFusionParts
-from imprint.methods.prompts import check_templates
 from imprint.objective import Batch, StepOutput
 
 
@@ -18,16 +17,9 @@ class ProFusionObjective(EncoderObjective):
     """L = L_diffusion (Eq. 1) with S* of (x_0, x_t, t) in the prompts; only PromptNet trains."""
 
     def __init__(self, backbone: Backbone, spec: ProFusionSpec, clip: ClipFeatures | None = None) -> None:
-        """`clip` is loaded by the name in the spec where it is not given.
-
-        Raises:
-            ConfigError: a template has no placeholder.
-            BackboneError: CLIP cannot be loaded.
-        """
-        check_templates(spec.templates)
-        clip = clip or ClipFeatures.load(spec.encoder.clip, device=backbone.device)
-        parts = ProFusionParts.build(backbone.freeze(), spec, clip)
-        super().__init__(parts)
+        """See `EncoderObjective`."""
+        super().__init__(ProFusionParts.build, backbone, spec, clip)
+        parts: ProFusionParts = self.parts
         self.spec = spec
         self.promptnet = parts.promptnet
 

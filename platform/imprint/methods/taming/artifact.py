@@ -23,6 +23,7 @@ from imprint.config.methods import TamingSpec
 from imprint.errors import CheckpointError
 from imprint.features.clip import ClipFeatures
 from imprint.folders import library_versions, read_folder, replaced_folder, write_folder
+from imprint.methods.pretrained import made_for
 from imprint.methods.taming.parts import NetworkSource, TamingParts
 
 FORMAT_VERSION = 1
@@ -92,18 +93,9 @@ def load_encoder(path: str | Path, backbone: Backbone, *, clip: ClipFeatures | N
     """
     folder = find_network(path)
     state, record = read_folder(folder / "parts", _NAME, CheckpointError, format_version=FORMAT_VERSION)
-    if record["backbone"]["fingerprint"] != backbone.fingerprint():
-        raise CheckpointError(
-            f"loading the network {folder}: it was finetuned from the backbone {record['backbone']['path']!r}, and "
-            f"{backbone.path!r} has other weights; name that backbone"
-        )
     spec = TamingSpec.model_validate(record["spec"])
-    clip = clip or ClipFeatures.load(spec.object_encoder.clip, device=backbone.device)
-    if record["clip"]["fingerprint"] != clip.fingerprint():
-        raise CheckpointError(
-            f"loading the network {folder}: it was finetuned with the CLIP {record['clip']['name']!r}, and "
-            f"{clip.name!r} has other weights"
-        )
+    doing = f"loading the network {folder}: it was finetuned"
+    clip = made_for(record, backbone, clip, spec.object_encoder.clip, doing)
     trained = dataclasses.replace(backbone, unet=_unet(folder, backbone)) if spec.whole_network else backbone
     parts = TamingParts.build(trained, spec, clip)
     load_network_state(parts, {f"attentions.{name}": value for name, value in state.items()}, folder)
