@@ -38,7 +38,6 @@ from imprint.training.batches import to_pixel_values
 
 MODEL = "imprint-tiny-x4"
 TUNED_ON = 4
-SHOWN = 4
 LEVELS = {"tuned, 1e-5": 1e-5, "tuned, 1e-3": 1e-3}
 
 
@@ -54,17 +53,15 @@ def main() -> None:
     out = Path(arguments.pop(0) if arguments and "=" not in arguments[0] else "docs/methods/super_resolution.png")
     base = Document(name="options", data={"model": MODEL, "crop_size": 128, "batch_size": 4}, origins={})
     spec = validate(apply_overrides(base, arguments), SuperResolutionTuneSpec)
-    model = SuperResolution.load(MODEL)
+    model = SuperResolution.load(spec.model)
     found: dict[str, list[float]] = {}
     rows = []
-    for number, subject in enumerate([*subjects("data/faces-256", 4), *subjects("data/subjects/objects-256", 2)]):
+    for subject in [*subjects("data/faces-256", 2), *subjects("data/subjects/objects-256", 2)]:
         columns = enlarged(model, subject, spec)
         real = subject.images[TUNED_ON:]
         for name, images in columns.items():
             found.setdefault(name, []).extend(psnr(images, real).tolist())
-        if number < SHOWN or number == 4:
-            shown = [*(images[0] for images in columns.values()), real[0]]
-            rows.append([to_image(image) for image in shown])
+        rows.append([to_image(image) for image in (*(images[0] for images in columns.values()), real[0])])
     labels = [*found, "real, 256 px"]
     labelled_grid(rows, labels, cell=256).save(out)
     means = {name: round(sum(values) / len(values), 2) for name, values in found.items()}
