@@ -35,17 +35,15 @@ def faces() -> Tensor:
     return to_pixel_values(torch.stack([torch.from_numpy(one) for one in found]).numpy())
 
 
-def psnr(one: Tensor, two: Tensor) -> float:
-    return float(-10 * ((one - two) / 2).square().mean(dim=(1, 2, 3)).log10().mean())
-
-
 def test_it_fits_the_first_stage(model: SuperResolution) -> None:
     backbone = Backbone.load("imprint-tiny")
     assert model.image_size == model.factor * backbone.image_size == 256
 
 
-def test_it_knows_faces_better_than_bicubic_does(model: SuperResolution, faces: Tensor) -> None:
+def test_it_draws_what_bicubic_lacks_of_faces(model: SuperResolution, faces: Tensor) -> None:
+    """What it adds to the enlarged picture correlates with what is missing there; noise or a blur would not."""
     small = shrink(faces, 4)
     drawn = upscale(model, small, ["a photo of a person"] * 2, SuperResolutionSampler(steps=8))
     bicubic = F.interpolate(small, (256, 256), mode="bicubic", align_corners=False).clamp(-1, 1)
-    assert psnr(drawn, faces) > psnr(bicubic, faces) + 1
+    added, missing = (drawn - bicubic).flatten(1), (faces - bicubic).flatten(1)
+    assert float(F.cosine_similarity(added, missing).min()) > 0.3
