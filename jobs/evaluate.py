@@ -27,6 +27,7 @@ from imprint.config.paths import resolve_path
 from imprint.errors import StorageError
 from imprint.evaluation.attributes import EMBEDDED, AttributeReader
 from imprint.evaluation.columns import Drawn, Painter, columns_of, has_encoder, label_of
+from imprint.evaluation.field_report import report_of
 from imprint.evaluation.grid import labelled_grid, save_png
 from imprint.evaluation.identity import find_network, load_network
 from imprint.evaluation.report import Report
@@ -75,6 +76,7 @@ def run(spec: Evaluate, *, job_file: Path | None, source: str) -> None:
         [one.tuning_seconds or 0.0 for one in drawn],
         labels={column.name: label_of(column, spec) for column in columns_of(spec)},
         facts=_facts(spec, time.perf_counter() - began),
+        field=None if spec.metrics is None else report_of(spec, spec.metrics, subjects, drawn, reader),
     )
     report.write(folder, scores, [subject.identity for subject in subjects])
     _write_pictures(folder, drawn)

