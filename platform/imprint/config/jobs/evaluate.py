@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from imprint.config.base import Section
 from imprint.config.jobs.pretrain import with_default_method
 from imprint.config.jobs.tiny import LocalTraining
+from imprint.config.kube import Kube, KubeSpec
 from imprint.config.methods import (
     ENCODER_METHODS,
     DomainAgnosticTuneSpec,
@@ -126,6 +127,7 @@ class Evaluate(Section):
     grid_subjects: int = Field(6, gt=0, description="rows of the grid")
     grid_cell: int = Field(128, gt=0, description="px of each picture in the grid")
     cluster: ClusterShare = ClusterShare()
+    kube: Kube = KubeSpec()
     tracking: TrackingSpec = TrackingSpec(system_metrics=False)
 
     @model_validator(mode="before")
