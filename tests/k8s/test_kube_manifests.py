@@ -156,6 +156,15 @@ def test_every_ray_cluster_asks_for_tokens_and_is_of_the_version_that_is_install
         assert cluster["headGroupSpec"].get("serviceType", "ClusterIP") == "ClusterIP", place
 
 
+def test_no_two_clusters_would_get_services_of_one_name() -> None:
+    # KubeRay calls the Service of a head NAME-head-svc, whatever kind NAME is of.
+    for name in OVERLAYS:
+        every = [*overlay(name), *jobs("cpu" if name == "dev" else "gpu")]
+        names = [one["metadata"]["name"] for one in every for _ in ray_clusters(one)]
+        assert len(names) > 5
+        assert sorted(names) == sorted(set(names))
+
+
 def test_long_lived_clusters_scale_by_version_two_and_survive_their_heads() -> None:
     for name in OVERLAYS:
         for kind in ("RayCluster", "RayService"):
