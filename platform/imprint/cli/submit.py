@@ -1,7 +1,8 @@
-"""`imprint submit`: a job file, with overrides, run on a Ray cluster."""
+"""`imprint submit`: a job file, with overrides, run on a Ray cluster or, by a RayJob of its own, on Kubernetes."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from imprint.cli.errors import TracebackOption, errors_as_messages
 from imprint.cli.run import FileArgument, OverridesArgument
-from imprint.config.load import load_job
+from imprint.config.load import JobFile, load_job
 
 
 def submit(
@@ -20,28 +21,81 @@ def submit(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The Ray cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
     working_dir: Annotated[Path, typer.Option(help="The folder of which the cluster gets a copy.")] = Path("."),
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log and end as the job ends.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be submitted, and stop.")] = False,
+    kube: Annotated[bool, typer.Option("--kube", help="Make a RayJob of KubeRay of it, by kubectl.")] = False,
+    context: Annotated[str | None, typer.Option(help="With --kube: context of the kubeconfig.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --kube: name of the RayJob; by default the job's and the time.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job and end as it ends.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be submitted (with --kube: print it), and stop.")
+    ] = False,
     traceback: Annotated[bool, TracebackOption] = False,
 ) -> None:
-    """Validate a job file, submit it to a Ray cluster and follow its log."""
+    """Validate a job file, submit it to a Ray cluster or to Kubernetes, and follow it."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors_as_messages(traceback):
-        load_job(file, overrides or ())
-        from imprint.jobs.submit import follow, plan_submission
-        from imprint.jobs.submit import submit as send
-
-        plan = plan_submission(file, overrides or (), address=address, working_dir=working_dir)
-        if dry_run:
-            console.print(f"would submit to {plan.address}, with a copy of {plan.working_dir}:\n  {plan.entrypoint}")
-            return
-        client, job_id = send(plan)
-        console.print(f"[green]submitted[/] {job_id} to {plan.address}: {plan.entrypoint}")
-        if not wait:
-            return
-        try:
-            code = follow(client, job_id, lambda text: typer.echo(text, nl=False))
-        except KeyboardInterrupt:
-            console.print(f"left {job_id} running; stop it with: ray job stop --address {plan.address} {job_id}")
-            raise
+        job = load_job(file, overrides or ())
+        if kube:
+            code = _submit_to_kube(
+                console, job, overrides or [], context=context, name=name, wait=wait, dry_run=dry_run
+            )
+        else:
+            code = _submit_to_ray(
+                console, file, overrides or [], address=address, working_dir=working_dir, wait=wait, dry_run=dry_run
+            )
     raise typer.Exit(code)
+
+
+def _submit_to_ray(
+    console: Console, file: Path, overrides: list[str], *, address: str, working_dir: Path, wait: bool, dry_run: bool
+) -> int:
+    from imprint.jobs.submit import follow, plan_submission
+    from imprint.jobs.submit import submit as send
+
+    plan = plan_submission(file, overrides, address=address, working_dir=working_dir)
+    if dry_run:
+        console.print(f"would submit to {plan.address}, with a copy of {plan.working_dir}:\n  {plan.entrypoint}")
+        return 0
+    client, job_id = send(plan)
+    console.print(f"[green]submitted[/] {job_id} to {plan.address}: {plan.entrypoint}")
+    if not wait:
+        return 0
+    try:
+        return follow(client, job_id, lambda text: typer.echo(text, nl=False))
+    except KeyboardInterrupt:
+        console.print(f"left {job_id} running; stop it with: ray job stop --address {plan.address} {job_id}")
+        raise
+
+
+def _submit_to_kube(
+    console: Console,
+    job: JobFile,
+    overrides: list[str],
+    *,
+    context: str | None,
+    name: str | None,
+    wait: bool,
+    dry_run: bool,
+) -> int:
+    from imprint.jobs.kube import job_name, render, to_yaml
+    from imprint.jobs.kubectl import Kubectl, follow
+
+    own = str(getattr(job.spec, "name", job.path.stem))
+    manifests = render(job, overrides, name=name or f"{job_name(own)[:31]}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if dry_run:
+        typer.echo(to_yaml(manifests), nl=False)
+        return 0
+    metadata = manifests[-1]["metadata"]
+    chosen, namespace = metadata["name"], metadata["namespace"]
+    kubectl = Kubectl.find(context)
+    kubectl.create(to_yaml(manifests))
+    console.print(f"[green]created[/] RayJob {chosen} in namespace {namespace}; its log: "
+                  f"kubectl logs -n {namespace} -f job/{chosen}")  # fmt: skip
+    if not wait:
+        return 0
+    try:
+        return follow(kubectl, chosen, namespace, lambda text: typer.echo(text, nl=False))
+    except KeyboardInterrupt:
+        console.print(f"left {chosen} running; stop it with: kubectl delete rayjob {chosen} -n {namespace}")
+        raise

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -51,6 +51,16 @@ def load_job(
     notes = "".join(f"# override: {override!r}\n" for override in overrides)
     joint = "" if not notes or text.endswith("\n") else "\n"
     return JobFile(path=file, kind=kind, spec=spec, source=text + joint + notes)
+
+
+def effective_data(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of the job file at `path` after the overrides, without defaults; not validated.
+
+    Raises:
+        ConfigError: it cannot be read, is not a mapping in YAML, or an override is none.
+    """
+    file = Path(path)
+    return dict(apply_overrides(parse_document(_read(file), str(file)), overrides).data)
 
 
 def load_document(path: str | os.PathLike[str]) -> Document:

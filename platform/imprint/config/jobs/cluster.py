@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.data import DataSpec
+from imprint.config.kube import Kube, KubeSpec
 from imprint.config.methods import SampleSpec
 from imprint.config.paths import is_url, resolve_path
 from imprint.config.training import CheckpointSpec, ClusterSpec, EngineSpec, TrackingSpec, TrainingSpec
@@ -42,6 +43,7 @@ class ClusterJob(Section):
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
     grid: GridSpec | None = None
+    kube: Kube = KubeSpec()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -11,6 +11,7 @@ from imprint.config.base import Section
 from imprint.config.jobs.metrics import MetricsSpec
 from imprint.config.jobs.pretrain import with_default_method
 from imprint.config.jobs.tiny import LocalTraining
+from imprint.config.kube import Kube, KubeSpec
 from imprint.config.methods import (
     ENCODER_METHODS,
     DomainAgnosticTuneSpec,
@@ -128,6 +129,7 @@ class Evaluate(Section):
     grid_subjects: int = Field(6, gt=0, description="rows of the grid")
     grid_cell: int = Field(128, gt=0, description="px of each picture in the grid")
     cluster: ClusterShare = ClusterShare()
+    kube: Kube = KubeSpec()
     tracking: TrackingSpec = TrackingSpec(system_metrics=False)
 
     @model_validator(mode="before")

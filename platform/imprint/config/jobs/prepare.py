@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
+from imprint.config.kube import Kube, KubeSpec
 
 
 class BackgroundMix(Section):
@@ -34,6 +35,7 @@ class Prepare(Section):
     samples_per_shard: int = Field(default=1000, ge=1, description="pictures in one tar")
     workers: int = Field(default=0, ge=0, description="processes; 0 means one a core")
     backgrounds: BackgroundMix = BackgroundMix()
+    kube: Kube = KubeSpec()
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:

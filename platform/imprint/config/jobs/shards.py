@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.data import CaptionerSpec, MaskerSpec, ReaderSpec
+from imprint.config.kube import Kube, KubeSpec
 from imprint.config.paths import is_url, resolve_path
 
 TABLES = (".csv", ".parquet")
@@ -115,6 +116,7 @@ class PrepareShards(Section):
     captions: CaptionerSpec | None = Field(None, description="null: only captions that are there already")
     masks: MaskerSpec | None = Field(None, description="null: only masks that are there already")
     reader: ReaderSpec = ReaderSpec(cpus=0.5)
+    kube: Kube = KubeSpec()
 
     @model_validator(mode="after")
     def _out_dir_is_local(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
+from imprint.config.kube import Kube, KubeSpec
 from imprint.config.training import CheckpointSpec, EngineSpec, TimestepLogits, TrackingSpec, TrainingSpec
 
 
@@ -32,6 +33,7 @@ class LocalTraining(Section):
     engine: EngineSpec = EngineSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     tracking: TrackingSpec = TrackingSpec()
+    kube: Kube = KubeSpec()
 
 
 class AutoencoderModel(Section):
