@@ -165,4 +165,5 @@ def test_words_start_as_average_ones_and_move_in_the_vocabularys_own_units() -> 
     optimizer.step()
     moved = (head(features[:1]).detach() - words[:1].flatten(1)).abs()
     bound = float(known.embeddings.std()) * 1e-2 * (float(features[0].abs().sum()) + 1)
-    torch.testing.assert_close(moved, torch.full_like(moved, bound), rtol=1e-3, atol=0)
+    # AdamW's epsilon holds back a number whose gradient is all but zero.
+    assert float(moved.max()) < 1.001 * bound and float(moved.median()) > 0.999 * bound
