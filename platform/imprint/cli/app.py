@@ -14,6 +14,7 @@ from imprint.cli.personalize import personalize
 from imprint.cli.run import check, run
 from imprint.cli.sample import sample
 from imprint.cli.schema import schema
+from imprint.cli.serve import serve, verify
 from imprint.cli.submit import submit
 
 app = typer.Typer(
@@ -47,6 +48,8 @@ app.command()(personalize)
 app.command()(sample)
 app.command()(merge)
 app.command()(export)
+app.command()(serve)
+app.command()(verify)
 app.add_typer(data)
 
 

@@ -34,6 +34,17 @@ def load_pictures(
         SampleError: a picture cannot be read.
     """
     read = [_read(file) for file in find_pictures(path)]
+    return as_pictures(read, image_size=image_size, largest=largest, contexts=contexts)
+
+
+def as_pictures(
+    read: Sequence[tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"] | None]],
+    *,
+    image_size: int,
+    largest: int | None = None,
+    contexts: Sequence[str] | None = None,
+) -> Pictures:
+    """As `load_pictures`, of pictures in [-1, 1] that are read already, each with its mask where it has one."""
     size = min(largest or 2 * image_size, max(image_size, min(min(image.shape[-2:]) for image, _ in read)))
     images = torch.cat([centre_square(image, size) for image, _ in read]).clamp(-1, 1)
     masks = [mask for _, mask in read if mask is not None]
@@ -70,7 +81,14 @@ def _read(file: Path) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"
         mask = _open(mask_file).convert("L")
         if mask.size != picture.size:
             raise SampleError(f"reading {mask_file}: it is {mask.size} and its picture {picture.size}; expected equal")
-    elif "A" in picture.getbands():
+    return split_alpha(picture, mask)
+
+
+def split_alpha(
+    picture: Image.Image, mask: Image.Image | None = None
+) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"] | None]:
+    """A picture in [-1, 1], on gray where it is transparent, and its mask: the one given, or its alpha channel."""
+    if mask is None and "A" in picture.getbands():
         mask = picture.getchannel("A")
         ground = Image.new("RGBA", picture.size, (128, 128, 128, 255))
         picture = Image.alpha_composite(ground, picture.convert("RGBA"))
