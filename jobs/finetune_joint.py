@@ -28,6 +28,7 @@ from imprint.methods.taming import TamingObjective, TamingParts, sample_objects,
 from imprint.methods.taming.artifact import load_network_state
 from imprint.pipelines.triplets import CrossReference
 from imprint.tracking.run import TrackedRun
+from imprint.training.apply import apply_engine_options
 from imprint.training.batches import collate_triplets, to_pixel_values
 from imprint.training.checkpoint import TrainingState
 
@@ -72,6 +73,7 @@ def train_worker(config: dict[str, Any]) -> None:
     base = {"path": backbone.path, "fingerprint": backbone.fingerprint()} if leads() else {}
     apart = apart_from(backbone, spec, clip) if leads() else None
     objective = TamingObjective(backbone, spec.method, clip)
+    apply_engine_options(objective.parts.backbone, spec.engine)
     grid = TamingGrid(spec.grid, apart, spec.data.image_size) if spec.grid and apart else None
     state = train_rank(spec, objective, began=began, grid=grid, make_batch=collate_triplets)
     if apart is not None and state.step == spec.training.steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -28,11 +29,14 @@ from imprint.training.batches import to_pixel_values
 from imprint.training.checkpoint import TrainingState, latest_checkpoint
 from imprint.training.ema import Ema
 from imprint.training.engines.torch import TorchEngine
-from imprint.training.loop import Hooks, train
+from imprint.training.flops import count_first
+from imprint.training.loop import Guard, Hooks, train
 
 log = logging.getLogger(__name__)
 _MAX_PART_BYTES = 32 << 20
 _MAX_PIXELS = 1 << 24
+_LONG = ("eta_seconds", "step_seconds", "images_per_second_per_worker", "checkpoint_blocked_seconds",
+         "checkpoint_write_seconds", "skipped_steps", "memory_gb")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,12 @@ class LocalHooks(Hooks):
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
 
     def on_log(self, step: int, record: dict[str, float]) -> None:
+        finite = {name: round(value, 6) for name, value in record.items() if math.isfinite(value)}
         with open(self.file, "a") as out:
-            out.write(json.dumps({"step": step} | {k: round(v, 6) for k, v in record.items()}) + "\n")
-        shown = " ".join(f"{k}={v:.4g}" for k, v in record.items() if k not in ("eta_seconds", "step_seconds"))
+            out.write(json.dumps({"step": step} | finite) + "\n")
+        shown = " ".join(
+            f"{name}={value:.4g}" for name, value in finite.items() if name not in _LONG and "/" not in name
+        )
         minutes = record["eta_seconds"] / 60
         log.info("step %d/%d %s eta=%.1fmin", step, self.total_steps, shown, minutes)
 
@@ -139,14 +146,18 @@ def run_training(
     hooks = LocalHooks(folder, spec.training.steps)
     if on_step:
         hooks.on_step = on_step  # type: ignore[method-assign]
+    device = next(objective.parameters()).device
+    stream = make_batches(resume.step if resume else 0)
+    flops, stream = count_first(objective, stream, spec.engine.precision, device)
     state = train(
-        make_batches(resume.step if resume else 0),
+        stream,
         TorchEngine(objective, spec.engine, spec.training.optimizer),
         spec.training,
         seed=spec.seed,
         resume=resume,
         checkpoints=(checkpoints, spec.checkpoint),
         hooks=hooks,
+        guard=Guard(flops_per_image=flops, device=device),
     )
     load_average(objective, state)
     return state

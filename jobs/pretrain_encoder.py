@@ -24,6 +24,7 @@ from imprint.methods import METHODS
 from imprint.methods.pretrained import find_encoder, load_state, save_encoder
 from imprint.methods.pretraining import EncoderObjective
 from imprint.tracking.run import TrackedRun
+from imprint.training.apply import apply_engine_options
 from imprint.training.checkpoint import TrainingState
 
 RESULT = "encoder"
@@ -59,6 +60,7 @@ def train_worker(config: dict[str, Any]) -> None:
     backbone = Backbone.load(spec.backbone, device=device)
     clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
     objective: EncoderObjective = METHODS[spec.method.method].pretrain(backbone, spec.method, clip)
+    apply_engine_options(objective.parts.backbone, spec.engine)
     grid = SampleGrid(spec.grid, objective, spec.data.image_size) if spec.grid and leads() else None
     afresh = partial(start_from, objective, spec.initialize_from) if spec.initialize_from else None
     state = train_rank(spec, objective, began=began, grid=grid, afresh=afresh)

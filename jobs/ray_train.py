@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from ray.data import DataIterator
 from ray.data.context import DataContext
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Gauge
 from torch import Tensor
 
 from imprint.config.jobs.cluster import ClusterJob
@@ -33,7 +36,8 @@ from imprint.training.ema import Ema
 from imprint.training.engines.base import Engine
 from imprint.training.engines.deepspeed import DeepSpeedEngine
 from imprint.training.engines.torch import TorchEngine
-from imprint.training.loop import Hooks, train
+from imprint.training.flops import count_first
+from imprint.training.loop import Guard, Hooks, train
 
 log = logging.getLogger(__name__)
 STOP = "stop"  # a file of this name in the run's folder asks the workers to save and stop
@@ -117,7 +121,11 @@ def fit(
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=(
+                cluster.max_workers
+                if cluster.min_workers == cluster.max_workers
+                else (cluster.min_workers, cluster.max_workers)
+            ),
             use_gpu=bool(cluster.gpus_per_worker),
             resources_per_worker={"CPU": cluster.cpus_per_worker}
             | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}),
@@ -247,20 +255,24 @@ def train_rank(
     resume = latest_checkpoint(folders.checkpoints)
     if resume is None and afresh is not None:
         afresh()
-    engine = make_engine(objective, spec.engine, spec.training)
+    training = spec.training.on_workers(dist.get_world_size(), spec.cluster.max_workers)
+    engine = make_engine(objective, spec.engine, training)
     batches = micro_batches(
         ray.train.get_dataset_shard("train"),
-        spec.training.micro_batch_size(engine.world_size),
+        training.micro_batch_size(engine.world_size),
         prefetch=spec.data.prefetch_batches,
         first_index=resume.samples if resume else 0,
         make_batch=make_batch,
     )
     hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)
-    if engine.rank == 0:
-        note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
+    note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
+    device = next(objective.parameters()).device
+    # Before the engine takes the objective apart, which it does when training begins.
+    flops, batches = count_first(objective, batches, spec.engine.precision, device)
     return train(
-        batches, engine, spec.training, seed=spec.seed, resume=resume,
+        batches, engine, training, seed=spec.seed, resume=resume,
         checkpoints=(folders.checkpoints, spec.checkpoint), hooks=hooks,
+        guard=Guard(spec.cluster.hang_timeout_s, flops, device),
     )  # fmt: skip
 
 
@@ -270,10 +282,30 @@ def leads() -> bool:
 
 
 def note_start(folders: Folders, step: int, seconds: float) -> None:
-    """Write to the journal that the workers (again) begin after `step`, and where rank 0 runs."""
-    record = {"workers": dist.get_world_size(), "host": platform.node(), "pid": os.getpid()}
-    write_journal(folders.run, {"step": step, **record, "setup_seconds": round(seconds, 1)})
-    log.info("%s: %d workers go on after step %d", folders.run.name, record["workers"], step)
+    """Write to the journal that the workers (again) begin after `step`, and which processes they are; on every rank."""
+    pids: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(pids, os.getpid())
+    if dist.get_rank() == 0:
+        record = {"workers": len(pids), "host": platform.node(), "pid": os.getpid(), "pids": pids}
+        write_journal(folders.run, {"step": step, **record, "setup_seconds": round(seconds, 1)})
+        log.info("%s: %d workers go on after step %d", folders.run.name, record["workers"], step)
+
+
+class Gauges:
+    """The newest report as Ray's metrics `imprint_<name>`, which Ray exports to Prometheus, with the run for a tag."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self._gauges: dict[str, Gauge] = {}
+
+    def show(self, record: Mapping[str, float]) -> None:
+        for name, value in record.items():
+            if not math.isfinite(value):
+                continue
+            key = "imprint_" + re.sub(r"\W+", "_", name).strip("_")
+            if key not in self._gauges:
+                self._gauges[key] = Gauge(key, description=f"{name} of a training run", tag_keys=("run",))
+            self._gauges[key].set(value, tags={"run": self.run})
 
 
 class WorkerHooks(Hooks):
@@ -282,11 +314,14 @@ class WorkerHooks(Hooks):
     def __init__(self, folders: Folders, total_steps: int, log_every: int) -> None:
         self.folders, self.total_steps, self.log_every = folders, total_steps, log_every
         self.rank = dist.get_rank()
+        self.gauges = Gauges(folders.run.name)
         self._step = 0
 
     def on_log(self, step: int, record: dict[str, float]) -> None:
         if self.rank == 0:
-            write_journal(self.folders.run, {"step": step, **{name: round(v, 6) for name, v in record.items()}})
+            self.gauges.show(record | {"step": float(step)})
+            finite = {name: round(value, 6) for name, value in record.items() if math.isfinite(value)}
+            write_journal(self.folders.run, {"step": step, **finite})
 
     def on_step(self, step: int, ema: Ema | None) -> None:
         self._step = step
@@ -321,7 +356,8 @@ class GridHooks(WorkerHooks):
         super().on_step(step, ema)
         if self.every is None or (step % self.every and step != self.total_steps):
             return
-        state = ema.shadow if ema else self.engine.parameters()  # a collective call under ZeRO: on every rank
+        # A collective call under ZeRO: on every rank.
+        state = self.engine.whole(ema.shadow) if ema else self.engine.parameters()
         if self.grid is not None:
             path = self.folders.samples / f"step-{step:08d}.png"
             self.grid.draw(state, path)

@@ -40,6 +40,7 @@ from imprint.jobs.local import (
     run_training,
     write_whole,
 )
+from imprint.training.apply import apply_engine_options
 from imprint.training.batches import to_pixel_values
 from imprint.training.objectives.autoencoder import AutoencoderObjective, latent_scale
 from imprint.training.objectives.contrastive import ContrastiveObjective
@@ -112,9 +113,11 @@ def run_backbone(spec: TrainBackbone, *, job_file: Path | None, source: str) -> 
         backbone,
         caption_dropping=spec.caption_dropping,
         min_snr_gamma=spec.min_snr_gamma,
+        offset_noise=spec.offset_noise,
         subject_weight=spec.subject_weight,
         timestep_logits=spec.timestep_logits,
     )
+    apply_engine_options(backbone, spec.engine)
     moments = _latent_moments(backbone, pictures)
     batch_size = spec.training.batch_size
     state = run_training(

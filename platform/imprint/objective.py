@@ -34,10 +34,14 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class StepOutput:
-    """`loss` is a scalar; `metrics` are detached scalars to be averaged and logged."""
+    """`loss` is a scalar; `metrics` are detached scalars to be averaged and logged.
+
+    `by_timestep`, detached: where in the schedule each picture's timestep lies, in [0, 1), and its squared error.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    by_timestep: tuple[Float[Tensor, "b"], Float[Tensor, "b"]] | None = None
 
 
 class Objective(nn.Module):

@@ -93,6 +93,29 @@ def test_sigterm_saves_and_stops_and_a_second_submit_ends_the_run(job: Job, clus
     assert [int(record["step"]) for record in job.starts("stopped")] == [0, reached]
 
 
+def test_a_rank_that_hangs_is_noticed_and_all_start_again(job: Job, cluster: None) -> None:
+    """Rank 1 is stopped, as a broken link or a stuck driver would: rank 0 waits for it and ends itself."""
+    two = {"workers": 2, "cpus_per_worker": 0.25, "hang_timeout_s": 15}
+    process = job.start("hung", training=LONG, cluster=two)
+    job.wait_for("hung", process, lambda: max(job.losses("hung"), default=0) >= 5)
+    os.kill(int(job.starts("hung")[0]["pids"][1]), signal.SIGSTOP)
+    job.finish("hung", process)
+    assert len(job.starts("hung")) == 2 and set(job.losses("hung")) == set(range(1, 121))
+    assert "rank 0 hangs: in a forward or backward pass" in (job.root / "hung.log").read_text()
+
+
+def test_as_many_workers_as_there_is_room_for(job: Job, cluster: None) -> None:
+    """[1, 2] takes two here, with the losses of one worker that makes two passes a step."""
+    split = {**job.spec["training"], "gradient_accumulation": 2}
+    job.finish("one", job.start("one", training=split, **ONE_WORKER))
+    job.finish("elastic", job.start("elastic", cluster={"workers": [1, 2], "cpus_per_worker": 0.25}))
+    assert job.starts("elastic")[0]["workers"] == 2
+    assert job.losses("elastic") == pytest.approx(job.losses("one"), rel=1e-4)
+    record = next(line for line in reversed(job.journal("elastic")) if "loss" in line)
+    assert record["teraflops"] > 0 and record["memory_gb"] > 0.1 and "checkpoint_blocked_seconds" in record
+    assert any(name.startswith("loss_by_timestep/") for line in job.journal("elastic") for name in line)
+
+
 def test_too_many_bad_samples_end_the_job_at_once_with_one_clear_message(job: Job, cluster: None) -> None:
     def spoil(number: int, one: Sample) -> Sample:
         return Sample(one.key, {**one.members, "png": b"spoilt"}) if number % 3 == 0 else one

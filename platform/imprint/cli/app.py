@@ -11,6 +11,7 @@ from imprint.cli.data import data
 from imprint.cli.export import export
 from imprint.cli.merge import merge
 from imprint.cli.personalize import personalize
+from imprint.cli.plan import plan
 from imprint.cli.run import check, run
 from imprint.cli.sample import sample
 from imprint.cli.schema import schema
@@ -42,6 +43,7 @@ def _options(
 
 app.command()(run)
 app.command()(check)
+app.command()(plan)
 app.command()(submit)
 app.command()(schema)
 app.command()(personalize)

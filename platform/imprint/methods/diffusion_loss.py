@@ -32,6 +32,14 @@ def diffusion_loss(
     return each.mean() if weights is None else (each * weights.to(each)).mean()
 
 
+@torch.no_grad()
+def errors_by_timestep(
+    output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], timesteps: Int[Tensor, "b"], num_timesteps: int
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+    """t / T of each picture and its mean squared error, to be reported by timestep."""
+    return timesteps.to(output.device) / num_timesteps, (output.float() - target.float()).square().mean(dim=(1, 2, 3))
+
+
 def min_snr_weights(
     schedule: NoiseSchedule, timesteps: Int[Tensor, "b"], gamma: float | None
 ) -> Float[Tensor, "b"] | None:
@@ -70,7 +78,14 @@ def stratified_timesteps(
     return (quantiles * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
-def random_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise from `generator`, on the device and in the dtype of `like`."""
+def random_noise(like: Tensor, generator: torch.Generator, offset: float = 0.0) -> Tensor:
+    """Standard normal noise from `generator`, on the device and in the dtype of `like`.
+
+    `offset` adds so much noise with one value for each whole channel of a picture, as the schedule's end still shows a
+    picture's mean, and a network trained without takes it for granted (offset noise, N. Guttenberg, 2023).
+    """
     noise = torch.randn(like.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    if offset:
+        shape = (*like.shape[:2], *(1 for _ in like.shape[2:]))
+        noise += offset * torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
     return noise.to(like.device, like.dtype)

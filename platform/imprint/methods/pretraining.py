@@ -67,7 +67,7 @@ def pretraining_batch(
         DataError: the spec asks for masks and the batch has none.
     """
     x0 = batch_latents(backbone, batch, images, generator)
-    noisy = noisy_batch(backbone, x0, generator, timestep_logits=spec.timestep_logits)
+    noisy = noisy_batch(backbone, x0, generator, timestep_logits=spec.timestep_logits, offset_noise=spec.offset_noise)
     prompts = training_prompts(
         spec.templates,
         batch.get("contexts") or [""] * len(images),

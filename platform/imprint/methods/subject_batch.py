@@ -16,7 +16,13 @@ from imprint.backbone.precision import computing
 from imprint.config.methods import FewStepSpec
 from imprint.methods.augment import random_views, spread_evenly
 from imprint.methods.base import Pictures
-from imprint.methods.diffusion_loss import diffusion_loss, min_snr_weights, random_noise, stratified_timesteps
+from imprint.methods.diffusion_loss import (
+    diffusion_loss,
+    errors_by_timestep,
+    min_snr_weights,
+    random_noise,
+    stratified_timesteps,
+)
 from imprint.methods.prompts import training_prompts
 
 
@@ -39,6 +45,12 @@ class NoisyBatch:
         weights = min_snr_weights(schedule, self.timesteps, min_snr_gamma)
         return diffusion_loss(output, self.target, self.masks, weights)
 
+    def by_timestep(
+        self, output: Float[Tensor, "b c h w"], schedule: NoiseSchedule
+    ) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+        """Where in the schedule each picture is, and its mean squared error."""
+        return errors_by_timestep(output, self.target, self.timesteps, schedule.num_timesteps)
+
 
 def noisy_batch(
     backbone: Backbone,
@@ -47,9 +59,10 @@ def noisy_batch(
     prompts: Sequence[str] = (),
     masks: Float[Tensor, "b 1 h2 w2"] | None = None,
     timestep_logits: tuple[float, float] | None = None,
+    offset_noise: float = 0.0,
 ) -> NoisyBatch:
     """Noise latents at stratified timesteps, uniform or logit-normal."""
-    noise = random_noise(x0, generator)
+    noise = random_noise(x0, generator, offset_noise)
     timesteps = stratified_timesteps(len(x0), backbone.schedule.num_timesteps, generator, timestep_logits).to(x0.device)
     xt = backbone.schedule.add_noise(x0, noise, timesteps)
     return NoisyBatch(xt, timesteps, backbone.schedule.target(x0, noise, timesteps), prompts, masks)

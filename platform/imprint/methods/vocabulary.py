@@ -39,7 +39,8 @@ class Vocabulary:
     @torch.no_grad()
     def nearest(self, vectors: Float[Tensor, "b width"], count: int = 1) -> Int[Tensor, "b count"]:
         """Rows of the `count` tokens nearest by cosine, the nearest first."""
-        with torch.autocast(vectors.device.type, enabled=False):  # bf16 cannot tell near neighbours apart
+        device = "cpu" if vectors.is_meta else vectors.device.type
+        with torch.autocast(device, enabled=False):  # bf16 cannot tell near neighbours apart
             cosines = F.normalize(vectors.detach().float(), dim=-1) @ self.unit.T
         return cosines.topk(min(count, len(self.ids)), dim=-1).indices
 
@@ -56,7 +57,8 @@ class WordHead(nn.Module):
 
     def __init__(self, width: int, vocabulary: Vocabulary, count: int = 1) -> None:
         super().__init__()
-        mean, spread = vocabulary.embeddings.mean(0), float(vocabulary.embeddings.std())
+        mean = vocabulary.embeddings.mean(0)
+        spread = 1.0 if mean.is_meta else float(vocabulary.embeddings.std())  # shapes alone, as in plans
         self.spread = spread
         self.linear = nn.Linear(width, count * len(mean), device=mean.device)
         with torch.no_grad():

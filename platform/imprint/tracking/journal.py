@@ -2,7 +2,7 @@
 
 So the trainer never waits for a tracking server or a terminal, and a run can be watched by anyone who sees its folder.
 A line is {"step": ..., "loss": ..., metrics ...}; {"step": ..., "samples": <path in the run>}; or, when the workers
-start, {"step": ..., "workers": ..., "host": ..., "pid": ...}.
+start, {"step": ..., "workers": ..., "host": ..., "pid": ..., "pids": [...]}.
 """
 
 from __future__ import annotations

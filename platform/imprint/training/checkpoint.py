@@ -32,7 +32,10 @@ _NAME = "step-{step:08d}"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a run needs to go on. `samples` counts pictures over all ranks; `extra` is the job's own, JSON."""
+    """All that a run needs to go on. `samples` counts pictures over all ranks; `extra` is the job's own, JSON.
+
+    `loss` is the mean since the checkpoint before, by which the best is chosen.
+    """
 
     step: int
     samples: int
@@ -40,10 +43,13 @@ class TrainingState:
     optimizer: dict[str, Tensor]
     ema: dict[str, Tensor] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    loss: float | None = None
 
 
-def save_checkpoint(directory: Path, state: TrainingState, *, keep: int) -> Path:
+def save_checkpoint(directory: Path, state: TrainingState, *, keep: int, keep_best: bool = False) -> Path:
     """Write a checkpoint under a temporary name, rename it into place, then drop all but the newest `keep`.
+
+    With `keep_best` the one with the least loss stays as well.
 
     Raises:
         StorageError: the disk is full or may not be written; nothing half-written is left.
@@ -62,7 +68,8 @@ def save_checkpoint(directory: Path, state: TrainingState, *, keep: int) -> Path
                 save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
                 files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
         record = {
-            "format": FORMAT, "step": state.step, "samples": state.samples, "extra": state.extra, "files": files,
+            "format": FORMAT, "step": state.step, "samples": state.samples, "loss": state.loss, "extra": state.extra,
+            "files": files,
         }  # fmt: skip
         with open(temporary / "state.json", "w") as out:
             json.dump(record, out, indent=1)
@@ -78,9 +85,32 @@ def save_checkpoint(directory: Path, state: TrainingState, *, keep: int) -> Path
             hint = "free some space" if getattr(error, "errno", errno.ENOSPC) == errno.ENOSPC else "check the folder"
             raise StorageError(f"writing checkpoint {final}: {reason}; {hint}", step=state.step) from error
         raise
-    for old in sorted(directory.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    _drop_old(directory, keep, keep_best=keep_best)
     return final
+
+
+def _drop_old(directory: Path, keep: int, *, keep_best: bool) -> None:
+    found = sorted(directory.glob("step-*"))
+    losses = {path: loss for path in found if keep_best and (loss := _loss_of(path)) is not None}
+    best = min(losses, key=lambda path: losses[path], default=None)
+    for old in found[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
+    for half_written in directory.glob(".step-*"):  # of a process that was killed; this one has renamed its own
+        shutil.rmtree(half_written, ignore_errors=True)
+
+
+def best_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint whose steps had the least mean loss; None where no loss was noted."""
+    losses = {path: loss for path in directory.glob("step-*") if (loss := _loss_of(path)) is not None}
+    return min(losses, key=lambda path: losses[path], default=None)
+
+
+def _loss_of(path: Path) -> float | None:
+    try:
+        return json.loads((path / "state.json").read_text()).get("loss")
+    except (OSError, json.JSONDecodeError):
+        return None
 
 
 def load_checkpoint(path: Path) -> TrainingState:
@@ -107,6 +137,7 @@ def load_checkpoint(path: Path) -> TrainingState:
         optimizer=load_file(path / "optimizer.safetensors"),
         ema=load_file(ema) if ema.name in record["files"] else None,
         extra=record["extra"],
+        loss=record.get("loss"),
     )
 
 

@@ -11,7 +11,7 @@ from imprint.config.training import EmaSpec
 
 
 class Ema:
-    """Shadow copies in fp32, by parameter name."""
+    """Shadow copies in fp32 of what this rank steps on (`Engine.master`)."""
 
     def __init__(self, spec: EmaSpec, parameters: Mapping[str, Tensor]) -> None:
         self.spec = spec

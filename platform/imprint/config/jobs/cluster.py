@@ -47,7 +47,9 @@ class ClusterJob(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        self.training.micro_batch_size(self.cluster.workers)
+        self.training.micro_batch_size(self.cluster.max_workers)
+        for workers in range(self.cluster.min_workers, self.cluster.max_workers):
+            self.training.on_workers(workers, self.cluster.max_workers)
         return self
 
     def preflight(self) -> list[str]:

@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.kube import Kube, KubeSpec
-from imprint.config.training import CheckpointSpec, EngineSpec, TimestepLogits, TrackingSpec, TrainingSpec
+from imprint.config.training import (
+    CheckpointSpec,
+    EngineSpec,
+    MinSnrGamma,
+    OffsetNoise,
+    TimestepLogits,
+    TrackingSpec,
+    TrainingSpec,
+)
 
 
 class ShardSource(Section):
@@ -125,7 +133,8 @@ class TrainBackbone(LocalTraining):
         1.0, gt=0, description="weight of the loss on the subject, by the sample's mask, against 1 on the background"
     )
     caption_dropping: float = Field(0.1, ge=0, le=1, description="share of empty captions, for guidance")
-    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv:2303.09556); null: none")
+    min_snr_gamma: MinSnrGamma = None
+    offset_noise: OffsetNoise = 0.0
     timestep_logits: TimestepLogits = None
 
     @model_validator(mode="after")

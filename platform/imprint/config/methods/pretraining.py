@@ -6,7 +6,7 @@ from pydantic import Field
 
 from imprint.config.base import Section
 from imprint.config.methods.prompts import DEFAULT_TEMPLATES
-from imprint.config.training import TimestepLogits
+from imprint.config.training import MinSnrGamma, OffsetNoise, TimestepLogits
 
 
 class EncoderSpec(Section):
@@ -26,5 +26,7 @@ class PretrainSpec(Section):
     )
     text_dropping: float = Field(0.1, ge=0, le=1, description="Share of empty prompts, for guidance")
     timestep_logits: TimestepLogits = None
+    offset_noise: OffsetNoise = 0.0
+    min_snr_gamma: MinSnrGamma = None
     mask_reference: bool = Field(False, description="Show the encoder the subject on plain gray, without background")
     mask_loss: bool = Field(False, description="Weight the diffusion loss by the subject's mask")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.methods.tuning import FewStepSpec
-from imprint.config.training import TimestepLogits
+from imprint.config.training import MinSnrGamma, OffsetNoise, TimestepLogits
 
 
 class ObjectEncoderSpec(Section):
@@ -51,6 +51,8 @@ class TamingSpec(Section):
         1.0, gt=0, description="Learning rate of the new attentions, as a share of the UNet's; the paper has one rate"
     )
     timestep_logits: TimestepLogits = None
+    offset_noise: OffsetNoise = 0.0
+    min_snr_gamma: MinSnrGamma = None
     fine_captions: bool = Field(
         True, description="Section 3.3: append the fine caption's phrases that the coarse caption lacks"
     )

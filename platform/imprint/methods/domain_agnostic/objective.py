@@ -60,7 +60,8 @@ class DomainAgnosticObjective(EncoderObjective):
         if spec.dual_path.enabled:
             hard = prompts_with_tokens(backbone, noisy.prompts, parts.nearest_tokens(prediction.words))
         output = path.denoise(noisy.xt, noisy.timesteps, soft, hard, prediction.factors)
-        terms: dict[str, tuple[float, Tensor]] = {"diffusion": (1.0, noisy.loss(output, backbone.schedule))}
+        diffusion = noisy.loss(output, backbone.schedule, spec.min_snr_gamma)
+        terms: dict[str, tuple[float, Tensor]] = {"diffusion": (1.0, diffusion)}
         terms["norm"] = (spec.regularization, word_norm(prediction.words))
         if spec.contrastive.enabled:
             loss = contrastive_over_ranks(prediction.words, parts.vocabularies, spec.contrastive)
@@ -69,4 +70,5 @@ class DomainAgnosticObjective(EncoderObjective):
             norm = squared_norm(prediction.factors.values())
             terms["offsets"] = (spec.hypernetwork.regularization, norm)
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        return StepOutput(total, {f"loss_{name}": value.detach() for name, (_, value) in terms.items()})
+        metrics = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
+        return StepOutput(total, metrics, noisy.by_timestep(output, backbone.schedule))

@@ -62,11 +62,12 @@ class E4TObjective(EncoderObjective):
         conditioning, offsets = parts.condition(features, noisy.xt, noisy.timesteps, noisy.prompts)
         weights = self.offsets(self._base) if self.offsets is not None else None
         output = backbone.denoise(noisy.xt, noisy.timesteps, conditioning.sized(noisy.time_ids), weights)
-        diffusion = noisy.loss(output, backbone.schedule)
+        diffusion = noisy.loss(output, backbone.schedule, spec.min_snr_gamma)
         regularization = embedding_regularization(offsets)
         return StepOutput(
             diffusion + spec.regularization * regularization,
             {"loss_diffusion": diffusion.detach(), "loss_regularization": regularization.detach()},
+            noisy.by_timestep(output, backbone.schedule),
         )
 
     def _clip_features(self, batch: Batch, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b width"]]:

@@ -39,5 +39,5 @@ class ProFusionObjective(EncoderObjective):
             seen = placed_views(seen, smallest=place.smallest, degrees=place.degrees, generator=generator)
         conditioning = parts.condition(parts.reference(seen), noisy.xt, noisy.timesteps, noisy.prompts)
         output = backbone.denoise(noisy.xt, noisy.timesteps, conditioning.sized(noisy.time_ids))
-        loss = noisy.loss(output, backbone.schedule)
-        return StepOutput(loss, {"loss_diffusion": loss.detach()})
+        loss = noisy.loss(output, backbone.schedule, spec.min_snr_gamma)
+        return StepOutput(loss, {"loss_diffusion": loss.detach()}, noisy.by_timestep(output, backbone.schedule))

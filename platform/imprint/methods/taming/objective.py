@@ -17,7 +17,13 @@ from imprint.backbone import Backbone
 from imprint.config.methods import DroppingSpec, TamingSpec
 from imprint.errors import DataError
 from imprint.features.clip import ClipFeatures
-from imprint.methods.diffusion_loss import diffusion_loss, random_noise, stratified_timesteps
+from imprint.methods.diffusion_loss import (
+    diffusion_loss,
+    errors_by_timestep,
+    min_snr_weights,
+    random_noise,
+    stratified_timesteps,
+)
 from imprint.methods.taming.attention import null_objects
 from imprint.methods.taming.parts import TamingParts
 from imprint.objective import Batch, Objective, StepOutput
@@ -79,7 +85,7 @@ class TamingObjective(Objective):
                             "streams them")  # fmt: skip
         # Noise and target in fp32 also where an engine keeps the UNet in bf16.
         x0 = backbone.encode_images(batch["pixel_values"].to(backbone.device), generator).float()
-        noise = random_noise(x0, generator)
+        noise = random_noise(x0, generator, spec.offset_noise)
         steps = backbone.schedule.num_timesteps
         timesteps = stratified_timesteps(len(x0), steps, generator, spec.timestep_logits).to(x0.device)
         xt = backbone.schedule.add_noise(x0, noise, timesteps)
@@ -94,7 +100,12 @@ class TamingObjective(Objective):
         metrics = {
             "loss_domain": _loss_of(is_domain, output, target), "loss_general": _loss_of(~is_domain, output, target),
         }  # fmt: skip
-        return StepOutput(diffusion_loss(output, target), metrics)
+        weights = min_snr_weights(backbone.schedule, timesteps, spec.min_snr_gamma)
+        return StepOutput(
+            diffusion_loss(output, target, weights=weights),
+            metrics,
+            errors_by_timestep(output, target, timesteps, steps),
+        )
 
 
 def joined_caption(coarse: str, fine: str) -> str:
@@ -114,8 +125,8 @@ def dropped(
 
     Object and caption are dropped independently of each other, so that every branch of guidance is trained.
     """
-    draws = torch.rand(len(objects), 2, generator=generator, device=generator.device).to(objects.device)
-    null = draws[:, 0] < spec.object
+    draws = torch.rand(len(objects), 2, generator=generator, device=generator.device)
+    null = (draws[:, 0] < spec.object).to(objects.device)
     if spec.general:
         null = null | ~is_domain
     texts = ["" if drop else text for drop, text in zip((draws[:, 1] < spec.text).tolist(), captions, strict=True)]
@@ -124,5 +135,9 @@ def dropped(
 
 @torch.no_grad()
 def _loss_of(chosen: Bool[Tensor, "b"], output: Tensor, target: Tensor) -> Float[Tensor, ""]:
-    """The loss of some of the pictures; 0 where a batch has none, since every rank must report the same metrics."""
-    return diffusion_loss(output[chosen], target[chosen]) if bool(chosen.any()) else output.new_zeros(())
+    """The loss of some of the pictures; 0 where a batch has none, since every rank must report the same metrics.
+
+    Without asking the device how many there are, which would wait for it at each step.
+    """
+    each = (output.float() - target.float()).square().mean(dim=(1, 2, 3))
+    return (each * chosen).sum() / chosen.sum().clamp(min=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -39,6 +40,15 @@ class Engine(Protocol):
 
     def load(self, parameters: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
         """Put back what `parameters` and `optimizer_state` gave."""
+
+    def master(self) -> dict[str, Tensor]:
+        """The fp32 tensors that this rank steps on: whole parameters, or its part of them under ZeRO."""
+
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors laid out as `master()`, whole and by parameter name (a collective call under ZeRO)."""
+
+    def parts(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `whole` gave, laid out as `master()` again."""
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over all ranks."""

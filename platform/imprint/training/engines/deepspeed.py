@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from imprint.backbone.precision import computing
 from imprint.config.training import EngineSpec, OptimizerSpec
 from imprint.errors import CheckpointError, TrainingError
 from imprint.objective import Batch, Objective, StepOutput
+from imprint.training.engines.torch import skip_unless_finite
 
 log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_BUCKET = 50_000_000  # elements that are reduced at once: DeepSpeed's default of ten times that takes 2 GB of its own
 
 
 class DeepSpeedEngine:
@@ -50,8 +54,8 @@ class DeepSpeedEngine:
         """Forward pass; in bf16 also under autocast, since frozen parts and inputs may be fp32."""
         engine = self._engine()
         with computing(self.spec.precision, self._device):
-            loss, metrics = engine(batch, generator)
-        return StepOutput(loss, metrics)
+            loss, metrics, *by_timestep = engine(batch, generator)
+        return StepOutput(loss, metrics, tuple(by_timestep) or None)
 
     def backward(self, loss: Tensor, accumulation: int) -> None:
         """Accumulate; DeepSpeed divides by the number of accumulated passes itself."""
@@ -67,11 +71,14 @@ class DeepSpeedEngine:
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         norm = self._plain_norm() if self._is_plain else None
+        if norm is not None:
+            skip_unless_finite(engine.optimizer, norm)
         engine.step()
         self._backwards = 0
         return torch.as_tensor(engine.get_global_grad_norm() or 0.0) if norm is None else norm
 
     def mean(self, values: Tensor) -> Tensor:
+        values = values.to(self._device)  # nccl takes tensors of its GPU only
         dist.all_reduce(values)
         return values / self.world_size
 
@@ -108,6 +115,50 @@ class DeepSpeedEngine:
                 state[f"{moment}/{name}"] = safe_get_full_optimizer_state(p, moment).detach()
         return state
 
+    def master(self) -> dict[str, Tensor]:
+        """This rank's partitions in fp32, flat: an average over them takes 1/n of the memory and no communication."""
+        self._engine()
+        if self._is_plain:
+            return {name: p.detach() for name, p in self.named.items()}
+        return {f"flat/{number}": flat.detach() for number, flat in enumerate(self._flat_parameters())}
+
+    @torch.no_grad()
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gathered by DeepSpeed as the master weights are, in whose place the parts stand meanwhile."""
+        if self._is_plain:
+            return dict(parts)
+        with self._masters_kept() as masters:
+            for name, flat in masters.items():
+                flat.copy_(parts[name])
+            return {name: value.clone() for name, value in self.parameters().items()}
+
+    @torch.no_grad()
+    def parts(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        self._engine()
+        if self._is_plain:
+            return {name: whole[name].to(p.device, torch.float32, copy=True) for name, p in self.named.items()}
+        with self._masters_kept() as masters:
+            for name, p in self.named.items():
+                value = whole[name].to(self._device, torch.float32)
+                if self.spec.zero_stage < 3:
+                    safe_set_full_fp32_param(p, value)
+                else:
+                    safe_set_local_fp32_param(p, self._own_part(p, value))
+            return {name: flat.clone() for name, flat in masters.items()}
+
+    @contextmanager
+    def _masters_kept(self) -> Iterator[dict[str, Tensor]]:
+        """The master partitions, which are put back as they were at the end."""
+        masters = self.master()
+        before = {name: flat.clone() for name, flat in masters.items()}
+        try:
+            yield masters
+        finally:
+            for name, flat in masters.items():
+                flat.copy_(before[name])
+
     def load(self, parameters: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
         """Put a saved state back, before the first step.
 
@@ -128,6 +179,10 @@ class DeepSpeedEngine:
                     )
                 p.copy_(saved)
         self._engine()
+        if not self._is_plain:  # in bf16 DeepSpeed makes its master weights of the rounded ones
+            exact = self.parts(parameters)
+            for name, flat in self.master().items():
+                flat.copy_(exact[name])
         if optimizer_state:
             self._load_moments(optimizer_state)
 
@@ -210,9 +265,9 @@ class _LossAndMetrics(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Any, ...]:
         output = self.objective(batch, generator)
-        return output.loss, output.metrics
+        return output.loss, output.metrics, *(output.by_timestep or ())
 
 
 def _start(objective: Objective, spec: EngineSpec, optimizer: OptimizerSpec, accumulation: int) -> Any:
@@ -234,19 +289,45 @@ def _start(objective: Objective, spec: EngineSpec, optimizer: OptimizerSpec, acc
     )  # fmt: skip
     engine, *_ = deepspeed.initialize(
         model=_LossAndMetrics(objective), optimizer=adamw, dist_init_required=False,
-        config=_config(spec, optimizer, accumulation),
+        config=_config(spec, optimizer, accumulation, sum(p.numel() for group in groups for p in group["params"])),
     )  # fmt: skip
+    _leave_out_steps_that_are_not_finite(engine, adamw, spec)
     return engine
 
 
-def _config(spec: EngineSpec, optimizer: OptimizerSpec, accumulation: int) -> dict[str, Any]:
+def _leave_out_steps_that_are_not_finite(engine: Any, adamw: torch.optim.Optimizer, spec: EngineSpec) -> None:
+    """DeepSpeed 0.19 looks for gradients that are not finite in fp16, and in bf16 below stage 3 only."""
+    zero = engine.optimizer
+    if spec.zero_stage == 3:
+
+        def check(update_scale: bool = True) -> bool:
+            zero.overflow = False
+            zero.check_overflow()
+            return zero._loss_scale_update_and_overflow_cleanup() if update_scale else zero.overflow
+
+        zero._overflow_check_and_loss_scale_update = check
+    elif spec.zero_stage:
+        zero.check_grad_overflow = True
+
+
+def _config(spec: EngineSpec, optimizer: OptimizerSpec, accumulation: int, trained: int) -> dict[str, Any]:
     """DeepSpeed's own config. The loop knows the batch; 1 here only satisfies DeepSpeed's arithmetic."""
+    bucket = min(_BUCKET, trained)
+    zero: dict[str, Any] = {
+        "stage": spec.zero_stage, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
+    }  # fmt: skip
+    memory = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if spec.offload != "none":
+        zero["offload_optimizer"] = memory
+    if spec.offload == "all":
+        zero["offload_param"] = memory
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optimizer.clip_norm or 0.0,
-        "zero_optimization": {"stage": spec.zero_stage, "overlap_comm": False},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorised on CPUs as well
         "bf16": {"enabled": spec.precision == "bf16"},
         "steps_per_print": 1_000_000_000,
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprint.backbone.precision import computing
 from imprint.config.training import EngineSpec, OptimizerSpec
@@ -24,8 +26,16 @@ class TorchEngine:
         self.named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         self.device = next(iter(self.named.values())).device
         self.precision = engine.precision
+        groups = objective.parameter_groups()
+        self.masters = self.named
+        if engine.weights == "bf16":
+            self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.named.items()}
+            by_id = {id(p): self.masters[name] for name, p in self.named.items()}
+            groups = [{**group, "params": [by_id[id(p)] for p in group["params"]]} for group in groups]
+            for p in self.named.values():
+                p.data = p.data.to(torch.bfloat16)
         self.optimizer = torch.optim.AdamW(
-            objective.parameter_groups(), lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.epsilon,
+            groups, lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay, fused=True,
         )  # fmt: skip
 
@@ -38,18 +48,31 @@ class TorchEngine:
         (loss / accumulation).backward()
 
     def step(self, learning_rate: float) -> Tensor:
-        gradients = [p.grad for p in self.named.values() if p.grad is not None]
         if self.world_size > 1:
             self._all_reduce()
+        gradients = [p.grad for p in self.named.values() if p.grad is not None]
+        if self.masters is not self.named:
+            for name, p in self.named.items():
+                self.masters[name].grad = None if p.grad is None else p.grad.float()
+                p.grad = None
+            gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         if self.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.clip_norm, foreach=True)
+            norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.clip_norm, foreach=True)
         else:
             norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
+        skip_unless_finite(self.optimizer, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._write_back()
         return norm.detach()
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        """The network's weights are its fp32 copies rounded."""
+        if self.masters is not self.named:
+            torch._foreach_copy_([*self.named.values()], [*self.masters.values()])
 
     def _all_reduce(self) -> None:
         """One collective for all gradients: a parameter unused on one rank counts as a zero gradient there."""
@@ -65,11 +88,11 @@ class TorchEngine:
             offset += p.numel()
 
     def parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.named.items()}
+        return {name: p.detach() for name, p in self.masters.items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
         state = {}
-        for name, p in self.named.items():
+        for name, p in self.masters.items():
             for moment, value in self.optimizer.state.get(p, {}).items():
                 state[f"{moment}/{name}"] = torch.as_tensor(value).detach()
         return state
@@ -81,7 +104,7 @@ class TorchEngine:
             CheckpointError: a parameter is missing, or of another shape.
         """
         with torch.no_grad():
-            for name, p in self.named.items():
+            for name, p in self.masters.items():
                 saved = parameters.get(name)
                 if saved is None or saved.shape != p.shape:
                     got = "nothing" if saved is None else f"shape {tuple(saved.shape)}"
@@ -90,7 +113,8 @@ class TorchEngine:
                         "the job's model differs from the one that was saved"
                     )
                 p.copy_(saved)
-        for name, p in self.named.items():
+        self._write_back()
+        for name, p in self.masters.items():
             moments = {
                 key.partition("/")[0]: value.clone()
                 for key, value in optimizer_state.items()
@@ -98,12 +122,31 @@ class TorchEngine:
             }
             if moments:
                 self.optimizer.state[p] = {
-                    moment: value if moment == "step" else value.to(p.device, p.dtype)
+                    moment: value if moment == "step" else torch.empty_like(p).copy_(value)  # in the parameter's layout
                     for moment, value in moments.items()
                 }
 
+    def master(self) -> dict[str, Tensor]:
+        return self.parameters()
+
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(parts)
+
+    def parts(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: whole[name].to(p.device, torch.float32, copy=True) for name, p in self.masters.items()}
+
     def mean(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
+            values = values.to(self.device)  # nccl takes tensors of its GPU only
             dist.all_reduce(values)
             values = values / self.world_size
         return values
+
+
+def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Have the fused AdamW leave its next step out where the gradient norm is not finite.
+
+    By the flag that torch's own gradient scaler sets, on the device, so nothing waits for it.
+    """
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]

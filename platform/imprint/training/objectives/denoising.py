@@ -35,6 +35,7 @@ class DenoisingObjective(Objective):
         min_snr_gamma: float | None = None,
         subject_weight: float = 1.0,
         timestep_logits: tuple[float, float] | None = None,
+        offset_noise: float = 0.0,
     ) -> None:
         super().__init__()
         self.unet = backbone.unet
@@ -44,6 +45,7 @@ class DenoisingObjective(Objective):
         self.min_snr_gamma = min_snr_gamma
         self.subject_weight = subject_weight
         self.timestep_logits = timestep_logits
+        self.offset_noise = offset_noise
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The text encoders know the words already and move at a fifth of the UNet's rate."""
@@ -56,8 +58,9 @@ class DenoisingObjective(Objective):
         (backbone,) = self.backbone
         mean, std = batch["latent_mean"], batch["latent_std"]
         latents = mean + std * random_noise(mean, generator)
-        noise = random_noise(latents, generator)
-        timesteps = stratified_timesteps(len(latents), backbone.schedule.num_timesteps, generator, self.timestep_logits)
+        noise = random_noise(latents, generator, self.offset_noise)
+        steps = backbone.schedule.num_timesteps
+        timesteps = stratified_timesteps(len(latents), steps, generator, self.timestep_logits).to(latents.device)
         dropped = torch.rand(len(latents), generator=generator) < self.caption_dropping
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch["captions"], strict=True)]
         noisy = backbone.schedule.add_noise(latents, noise, timesteps)
@@ -70,4 +73,6 @@ class DenoisingObjective(Objective):
             each = (errors * emphasis).mean(dim=(1, 2, 3)) / emphasis.mean(dim=(1, 2, 3))
         weights = min_snr_weights(backbone.schedule, timesteps, self.min_snr_gamma)
         loss = each.mean() if weights is None else (each * weights).mean()
-        return StepOutput(loss, {"unweighted": errors.detach().mean()})
+        places = timesteps / steps
+        picture_errors = errors.detach().mean(dim=(1, 2, 3))
+        return StepOutput(loss, {"unweighted": picture_errors.mean()}, (places, picture_errors))

@@ -1,0 +1,63 @@
+"""The objectives of the training jobs with batches made up on the spot, for measurements of the trainer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from imprint.backbone import Backbone
+from imprint.backbone.published import build_published
+from imprint.config.methods import E4TSpec, TamingSpec
+from imprint.features.clip import ClipFeatures
+from imprint.methods.e4t.objective import E4TObjective
+from imprint.methods.taming import TamingObjective
+from imprint.objective import Batch, Objective
+from imprint.training.objectives.denoising import DenoisingObjective
+
+JOBS = ("train_backbone", "pretrain_encoder", "finetune_joint")
+
+
+def make_objective(job: str, *, small: bool) -> Objective:
+    """What the job minimises, on `imprint-tiny`, or on a random backbone a few channels wide."""
+    torch.manual_seed(0)
+    backbone = build_published("sd15", reduced=True) if small else Backbone.load("imprint-tiny")
+    if job == "train_backbone":
+        for module in (backbone.unet, *backbone.text_encoders):
+            module.requires_grad_(True).train()
+        return DenoisingObjective(backbone)
+    clip = ClipFeatures.load("imprint-tiny-clip")
+    if job == "pretrain_encoder":
+        return E4TObjective(backbone, E4TSpec(offsets={"vector_width": 8}), clip)
+    return TamingObjective(backbone, TamingSpec(object_encoder={"clip": "imprint-tiny-clip"}), clip)
+
+
+def make_batch(job: str, step: int, first: int, size: int, *, small: bool) -> Batch:
+    """Pictures `first` to `first + size` of one step's batch, a pure function of what is asked for."""
+    channels, side = (4, 8) if small else (8, 16)
+    pixels, others, latents = [], [], []
+    for number in range(first, first + size):
+        generator = torch.Generator().manual_seed(1000 * step + number)
+        pixels.append(torch.rand(3, 64, 64, generator=generator) * 2 - 1)
+        others.append(torch.rand(3, 64, 64, generator=generator) * 2 - 1)
+        latents.append(torch.randn(channels, side, side, generator=generator))
+    batch: dict[str, object] = {
+        "pixel_values": torch.stack(pixels), "captions": ["a person on a blue background"] * size,
+        "contexts": ["smiling"] * size, "keys": [f"{step}/{first + place}" for place in range(size)],
+    }  # fmt: skip
+    if job == "train_backbone":
+        batch |= {"latent_mean": torch.stack(latents), "latent_std": torch.zeros(size, channels, side, side)}
+    if job == "finetune_joint":
+        domain: Tensor = torch.tensor([(first + place) % 4 != 3 for place in range(size)])
+        batch |= {"object_values": torch.stack(others), "object_masks": torch.ones(size, 1, 64, 64)}
+        batch |= {"is_domain": domain}
+    return batch  # type: ignore[return-value]
+
+
+def micro_batches(job: str, rank: int, passes: int, size: int, *, small: bool, step: int = 0) -> Iterator[Batch]:
+    """One rank's micro-batches of `size`, `passes` of them a step, from `step` on."""
+    while True:
+        for number in range(passes):
+            yield make_batch(job, step, (rank * passes + number) * size, size, small=small)
+        step += 1

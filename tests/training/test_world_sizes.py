@@ -1,0 +1,116 @@
+"""A run that goes on with another number of workers, 1 -> 2 -> 1: the losses of a run of one size at every stage."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_loop import Recorder, Regression
+from torch import Tensor
+
+from imprint.config.training import CheckpointSpec, EmaSpec, EngineSpec, OptimizerSpec, TrainingSpec
+from imprint.objective import Batch
+from imprint.training.checkpoint import latest_checkpoint, load_checkpoint
+from imprint.training.engines.base import Engine
+from imprint.training.engines.deepspeed import DeepSpeedEngine
+from imprint.training.engines.torch import TorchEngine
+from imprint.training.loop import train
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+BATCH, STEPS = 8, 12
+LEGS = ((1, 4), (2, 8), (1, 12))  # workers, and the step until which they train
+ENGINES = {
+    "torch": EngineSpec(),
+    "stage-2": EngineSpec(name="deepspeed", zero_stage=2),
+    "stage-3": EngineSpec(name="deepspeed", zero_stage=3),
+}
+
+
+def pictures(step: int, first: int, size: int) -> Batch:
+    """Rows of the step's batch by their place in it, whoever reads them."""
+    rows = [torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(100 * step + first + i)) for i in range(size)]
+    return {"pixel_values": torch.stack(rows), "captions": [""] * size, "keys": [str(first + i) for i in range(size)]}
+
+
+def batches(rank: int, passes: int, size: int, step: int) -> Iterator[Batch]:
+    while True:
+        for number in range(passes):
+            yield pictures(step, (rank * passes + number) * size, size)
+        step += 1
+
+
+def leg(rank: int, workers: int, port: int, folder: str, name: str, until: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    optimizer = OptimizerSpec(learning_rate=1e-2, clip_norm=0.5, schedule="cosine", warmup_steps=2)
+    whole = TrainingSpec(
+        steps=STEPS, batch_size=BATCH, optimizer=optimizer, log_every=1, ema=EmaSpec(decay=0.9)
+    ).on_workers(workers, 2)  # fmt: skip
+    passes = whole.gradient_accumulation
+    spec = ENGINES[name]
+    engine: Engine = (
+        TorchEngine(Regression(), spec, optimizer)
+        if spec.name == "torch"
+        else DeepSpeedEngine(Regression(), spec, optimizer, accumulation=passes)
+    )
+
+    class UntilThere(Recorder):
+        def should_stop(self) -> bool:
+            return max(self.losses) == until
+
+    place, hooks = Path(folder) / name, UntilThere()
+    resume = latest_checkpoint(place)
+    train(
+        batches(rank, passes, whole.micro_batch_size(workers), resume.step if resume else 0), engine, whole,
+        resume=resume, hooks=hooks, checkpoints=(place, CheckpointSpec(every=100, keep=9)),
+    )  # fmt: skip
+    if rank == 0:
+        with open(Path(folder) / f"{name}.jsonl", "a") as out:
+            out.write(json.dumps(hooks.losses) + "\n")
+    dist.destroy_process_group()
+
+
+def start(workers: int, folder: Path, name: str, until: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(leg, (workers, port, str(folder), name, until), nprocs=workers)
+
+
+def losses(folder: Path, name: str) -> dict[int, float]:
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    return {int(step): loss for line in lines for step, loss in json.loads(line).items()}
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, float], dict[str, Tensor], dict[str, Tensor]]:
+    """One worker of plain torch from the first step to the last."""
+    folder = tmp_path_factory.mktemp("fixed")
+    start(1, folder, "torch", STEPS)
+    state = load_checkpoint(folder / "torch" / f"step-{STEPS:08d}")
+    assert state.ema is not None
+    return losses(folder, "torch"), state.parameters, state.ema
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_one_then_two_then_one(
+    name: str, fixed: tuple[dict[int, float], dict[str, Tensor], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    for workers, until in LEGS:
+        start(workers, tmp_path, name, until)
+    expected, parameters, ema = fixed
+    found = losses(tmp_path, name)
+    assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
+    for step, loss in expected.items():
+        assert found[step] == pytest.approx(loss, rel=1e-5)
+    state = load_checkpoint(tmp_path / name / f"step-{STEPS:08d}")
+    assert state.ema is not None and state.samples == STEPS * BATCH
+    for key in parameters:
+        torch.testing.assert_close(state.parameters[key], parameters[key], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(state.ema[key], ema[key], rtol=1e-4, atol=1e-6)
