@@ -80,11 +80,11 @@ def webdatasets(folder: str) -> Callable[[str], Iterator[Any]]:
     return one_pass
 
 
-def measure(reader: str, folder: str, images: int, passes: int, warm: str | None) -> Passes:
-    """Whole passes over a folder, after one over `warm` that starts the workers."""
+def measure(reader: str, folder: str, images: int, passes: int, warm: bool) -> Passes:
+    """Whole passes over a folder; with `warm` after one that is not counted, in which all workers start."""
     one_pass = {"ours": ours, "ray": rays}.get(reader) or webdatasets(folder)
-    if warm is not None:
-        _consume(one_pass, folder if reader == "webdataset" else warm)
+    if warm:
+        _consume(one_pass, folder)
     found = Passes(reader, images, [], [], [], 0, 0)
     with MemoryWatch() as memory:
         for _ in range(passes):
