@@ -15,7 +15,7 @@ from typing import Any
 
 from imprint.config.jobs.cluster import ClusterJob
 from imprint.config.jobs.pretrain import PretrainEncoder
-from imprint.config.paths import resolve_path
+from imprint.config.paths import path_or_name, resolve_path
 from imprint.errors import StorageError, TrainingError
 from imprint.jobs.progress import ProgressLine
 from imprint.jobs.ray_train import Folders, connect, fit
@@ -142,12 +142,6 @@ def absolute_paths(spec: ClusterJob) -> dict[str, Any]:
         places = tuple(resolve_path(place) for place in spec.grid.shards)
         update["grid"] = spec.grid.model_copy(update={"shards": places})
     return update
-
-
-def path_or_name(name: str) -> str:
-    """A path if something is there, else the name as it is (embedded, or a hub id)."""
-    path = resolve_path(name)
-    return path if Path(path).exists() else name
 
 
 def _prepare_folder(folders: Folders, source: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from imprint.pipelines.inspection import Shown
-from imprint.pipelines.preparation.buckets import size_conditioning
+from imprint.pipelines.sizes import size_conditioning
 
 _SIDE = 240  # px of the longer side of a thumbnail
 _TINT = np.array([255, 0, 80], np.float32)
@@ -64,7 +63,7 @@ def _figure(sample: Shown) -> str:
             about.append(f"mask {100 * float(sample.mask.mean()) / 255:.0f} %")
             pictures += _img(overlay_mask(sample.image, sample.mask), "mask")
         about += [f"{key} {sample.fields[key]}" for key in ("identity", "class_noun", "domain") if key in sample.fields]
-        before, _, after = np.split(size_conditioning(json.dumps(sample.fields), height, width), 3)
+        before, _, after = np.split(size_conditioning(sample.fields, (height, width)), 3)
         if (before != after).any():
             about.append(f"from {before[1]} x {before[0]} px")
     text = html.escape(sample.caption) if sample.caption else '<span class="none">no caption</span>'

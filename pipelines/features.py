@@ -7,20 +7,18 @@ which the reader turns into the same columns. Names are those of `imprint.traini
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.numpy import save
 
 from imprint.backbone import Backbone
-from imprint.config.data import PrecomputeSpec
+from imprint.config.data import FeaturePart, StagePool
 from imprint.features.clip import ClipFeatures
 from imprint.methods.pretraining import mask_background
 from imprint.training.batches import PRECOMPUTED, to_pixel_values
 
 Columns = dict[str, np.ndarray]
-Part = Literal["clip", "vae", "text"]
 _PREFIX = "features."
 _LOWEST = -60.0  # log-variance of an autoencoder without a posterior: a deviation of 1e-13, none in float32
 
@@ -28,7 +26,7 @@ _LOWEST = -60.0  # log-variance of an autoencoder without a posterior: a deviati
 @torch.no_grad()
 def feature_rows(
     batch: Columns,
-    parts: Collection[Part],
+    parts: Collection[FeaturePart],
     *,
     backbone: Backbone | None = None,
     clip: ClipFeatures | None = None,
@@ -72,7 +70,7 @@ class FeatureStage:
     """The frozen models as an actor of Ray Data."""
 
     def __init__(
-        self, spec: PrecomputeSpec, backbone: str, clip: str, mask_reference: bool, parts: Sequence[Part]
+        self, spec: StagePool, backbone: str, clip: str, mask_reference: bool, parts: Sequence[FeaturePart]
     ) -> None:
         self.parts, self.mask_reference = parts, mask_reference
         self.backbone = Backbone.load(backbone, device=spec.device) if {"vae", "text"} & set(parts) else None

@@ -28,7 +28,8 @@ def read_webdataset(
     split: str | None = None,
     start: int = 0,
     stop: int | None = None,
-    cpus: float = 1.0,
+    cpus: float = 0.66,
+    tasks: int | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Dataset:
     """Read rows [start, stop) of the order that `options` gives (see `imprint.pipelines.order`).
@@ -41,6 +42,7 @@ def read_webdataset(
         stop: position after the last row, None for as many rows as there are samples; past them the next epoch
             begins.
         cpus: what one read task takes from the cluster.
+        tasks: how many read at once at the most; None for as many as the cluster has CPUs for.
         block_bytes: size of the blocks that rows come in, whatever their pictures' size.
 
     Raises:
@@ -60,6 +62,7 @@ def read_webdataset(
             WebDatasetDatasource(found, slices, options, block_bytes),
             override_num_blocks=max(1, len(slices)),
             num_cpus=cpus,
+            concurrency=tasks,
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from imprint.errors import DataError, SampleError, ShardError
 from imprint.pipelines.decode import Room, decode_sample
@@ -66,7 +66,7 @@ class Row(TypedDict):
     """One sample, and its further parts as columns of their own.
 
     `mask` is all zero where `has_mask` is false (and neither is there without `ReadOptions.masks`); `__index__` is
-    the position in the run and `__source__` the number of the source.
+    the position in the run and `__source__` the number of the source. `size_conditioning`: `imprint.pipelines.sizes`.
     """
 
     __key__: str
@@ -78,6 +78,7 @@ class Row(TypedDict):
     has_mask: bool
     caption: str
     json: str
+    size_conditioning: Int32[np.ndarray, "6"]
 
 
 class ObjectColumns(TypedDict):
@@ -211,7 +212,8 @@ class _Window:
             return None
         row: Any = {
             "__key__": entry.key, "__shard__": url, "__index__": 0, "__source__": 0, "image": decoded["image"],
-            "caption": decoded["caption"], "json": decoded["json"], **decoded["further"],
+            "caption": decoded["caption"], "json": decoded["json"],
+            "size_conditioning": decoded["size_conditioning"], **decoded["further"],
         }  # fmt: skip
         if options.masks:
             mask = decoded["mask"]

@@ -17,6 +17,7 @@ from imprint.pipelines.tar import Member, read_exactly
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MASKS = ("mask.png",)
 TEXT = ("txt", "json")
+FEATURES_PART = "features.safetensors"
 FURTHER = (*PICTURES, *TEXT, "cls", "npy", "safetensors")  # how the extensions of further parts may end
 _NAME = re.compile(r"^(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)$")
 _READ = frozenset((*PICTURES, *MASKS, *TEXT))

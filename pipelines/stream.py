@@ -19,12 +19,14 @@ from imprint.pipelines.masks import MaskStage
 from imprint.pipelines.pools import pool_options
 from imprint.pipelines.reader import read_webdataset
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions
+from imprint.pipelines.samples import FEATURES_PART
 from imprint.pipelines.shards import Shard
 from imprint.pipelines.storage import Retry
 from imprint.pipelines.triplets import CrossReference
 
-FEATURES_PART = "features.safetensors"
 _BLOCK_BYTES = 4 * MEBIBYTE  # about 256 pictures of 64 px with their masks: small enough that stages overlap
+# Each reads faster than most trainers train; more are more processes to start, and rows read ahead of their turn.
+_TASKS_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def training_stream(plan: StreamPlan, workers: int) -> Dataset:
     captions, masks = plan.data.captions, plan.data.masks
     rows = read_webdataset(
         plan.shards, plan.read_options(), start=plan.start, stop=plan.stop, cpus=plan.data.reader.cpus,
-        block_bytes=_BLOCK_BYTES,
+        tasks=plan.data.reader.tasks or _TASKS_PER_WORKER * workers, block_bytes=_BLOCK_BYTES,
     )  # fmt: skip
     rows = rows.map_batches(
         CaptionStage, fn_constructor_args=(captions,), batch_size=None, batch_format="numpy",

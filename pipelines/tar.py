@@ -8,6 +8,7 @@ Format: POSIX.1-2017 pax, section "ustar Interchange Format", and GNU tar's `L` 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -142,12 +143,17 @@ def _check(header: bytes, position: int, shard: str) -> None:
     """The sum of the header's bytes, its own checksum field counted as spaces."""
     if header[:2] == _GZIP:
         raise ShardError("reading a shard: it is compressed with gzip; unpack it to a plain .tar first", shard=shard)
-    total = sum(header) - sum(header[148:156]) + 8 * 0x20
+    total = _sum(header[:256]) + _sum(header[256:]) - _sum(header[148:156]) + 8 * 0x20
     if total != _number(header[148:156], position, shard):
         raise ShardError(
             f"reading a shard: the header at byte {position} is damaged (wrong checksum); copy it again",
             shard=shard,
         )
+
+
+def _sum(data: bytes) -> int:
+    """The sum of up to 256 bytes: the low half of their Adler-32 less 1, which is had in a seventh of the time."""
+    return (zlib.adler32(data) & 0xFFFF) - 1
 
 
 def _pax_records(text: bytes, position: int, shard: str) -> dict[str, str]:

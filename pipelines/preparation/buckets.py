@@ -1,25 +1,20 @@
-"""Shapes of pictures: buckets by aspect ratio, where a picture is cropped, and what SDXL is told of it.
+"""Shapes of pictures: buckets by aspect ratio, and where a picture is cropped, which is noted for SDXL.
 
-SDXL is conditioned on a picture's size before it was resized, on the crop's top left corner in the resized picture, and
-on the size it comes out with; each as (height, width) or (top, left), in pixels. Source: arXiv:2307.01952, section 2.2
-(conditioning) and 2.3 (buckets).
+Source: arXiv:2307.01952, section 2.3; what is noted: `imprint.pipelines.sizes`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from imprint.config.jobs.shards import PictureSpec
-
-Shape = tuple[int, int]  # height, width
-FIELD = "size_conditioning"
+from imprint.pipelines.sizes import Shape
 
 
 def make_buckets(size: int, step: int, max_aspect: float) -> list[Shape]:
@@ -90,26 +85,3 @@ def shapes_of(spec: PictureSpec) -> list[Shape] | None:
     if spec.mode == "keep":
         return None
     return [(spec.size, spec.size)] if spec.mode == "square" else make_buckets(spec.size, spec.step, spec.max_aspect)
-
-
-def size_conditioning(document: str, height: int, width: int) -> Int32[np.ndarray, "6"]:
-    """SDXL's (original height, width, crop top, left, target height, width) from a sample's json.
-
-    A sample without a record, or with one that is not ours, counts as never resized: `height` and `width` are its own.
-    """
-    record = json.loads(document).get(FIELD)
-    try:
-        found = np.array([*record["original_size"], *record["crop_top_left"], *record["target_size"]], np.int32)
-        return found if found.shape == (6,) else _never_resized(height, width)
-    except (KeyError, TypeError, ValueError):
-        return _never_resized(height, width)
-
-
-def _never_resized(height: int, width: int) -> Int32[np.ndarray, "6"]:
-    return np.array([height, width, 0, 0, height, width], np.int32)
-
-
-def add_size_conditioning(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A stage of Ray Data: the column `time_ids`, int32 [n, 6], from `json` and `image`."""
-    rows = zip(batch["json"], batch["image"], strict=True)
-    return {**batch, "time_ids": np.stack([size_conditioning(str(text), *image.shape[:2]) for text, image in rows])}

@@ -15,7 +15,7 @@ from imprint.config.jobs.shards import PrepareShards
 from imprint.pipelines.captions import CaptionStage
 from imprint.pipelines.masks import MaskStage
 from imprint.pipelines.pools import pool_options
-from imprint.pipelines.preparation.stages import Encode
+from imprint.pipelines.preparation.stages import Encode, StoreFeatures
 from imprint.pipelines.reader import BLOCK_BYTES, reading_context
 
 Task = Callable[[], Iterator[Block]]
@@ -29,7 +29,7 @@ class Executor(Protocol):
         ...
 
     def encoded(self, tasks: Sequence[Task], counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """The rows captioned, masked and encoded."""
+        """The rows captioned, masked and encoded, with their features."""
         ...
 
 
@@ -51,12 +51,14 @@ class InProcess:
         if self.spec.masks is not None:
             stages.append(MaskStage(self.spec.masks))
         encode = Encode(self.spec.pictures.quality)
+        features = None if self.spec.features is None else StoreFeatures(self.spec.features)
         for task in tasks:
             for block in task():
                 batch: Any = BlockAccessor.for_block(block).to_batch_format("numpy")
                 for stage in stages:
                     batch = stage(batch)
-                yield from encode(batch).to_pylist()
+                encoded = encode(batch)
+                yield from (encoded if features is None else features(encoded)).to_pylist()
 
 
 class OnRay:
@@ -77,13 +79,20 @@ class OnRay:
                     **pool_options(section),
                 )  # fmt: skip
         encode = Encode(self.spec.pictures.quality)
-        return _rows(data.map_batches(encode, batch_size=None, batch_format="numpy", num_cpus=self.spec.reader.cpus))
+        data = data.map_batches(encode, batch_size=None, batch_format="numpy", num_cpus=self.spec.reader.cpus)
+        if self.spec.features is not None:
+            data = data.map_batches(
+                StoreFeatures, fn_constructor_args=(self.spec.features,), batch_size=None, batch_format="pyarrow",
+                **pool_options(self.spec.features),
+            )  # fmt: skip
+        return _rows(data)
 
     def _read(self, tasks: Sequence[Task], counts: Sequence[int]) -> Dataset:
         with DataContext.current(reading_context(BLOCK_BYTES)):
             return ray.data.read_datasource(
-                _Tasks(tasks, counts), override_num_blocks=len(tasks), num_cpus=self.spec.reader.cpus
-            )
+                _Tasks(tasks, counts), override_num_blocks=len(tasks), num_cpus=self.spec.reader.cpus,
+                concurrency=self.spec.reader.tasks,
+            )  # fmt: skip
 
 
 def _rows(data: Dataset) -> Iterator[dict[str, Any]]:

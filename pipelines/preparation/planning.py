@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from imprint.config.jobs.shards import PrepareShards
 from imprint.errors import DataError
-from imprint.pipelines.preparation.buckets import Shape, nearest_bucket, shapes_of
+from imprint.pipelines.preparation.buckets import nearest_bucket, shapes_of
 from imprint.pipelines.preparation.filters import LeftOut, apply_filters
+from imprint.pipelines.sizes import Shape
 from imprint.pipelines.writer import shard_name
 
 _KEY_CHARACTERS = 40

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from imprint.config.jobs.shards import PrepareShards
-from imprint.config.paths import resolve_path
+from imprint.config.paths import path_or_name, resolve_path
 from imprint.errors import DataError, SampleError, StorageError
 from imprint.pipelines.preparation.execution import Executor, InProcess, OnRay
 from imprint.pipelines.preparation.inputs import Inputs, find_inputs
@@ -71,10 +71,14 @@ def prepare_shards(
     """
     out = Path(resolve_path(spec.out_dir))
     work = out.with_name(f".{out.name}.preparing")
+    content = spec.content()
+    if spec.features is not None:  # in an actor a relative path may be another
+        places = {name: path_or_name(getattr(spec.features, name)) for name in ("backbone", "clip")}
+        spec = spec.model_copy(update={"features": spec.features.model_copy(update=places)})
     options = _read_options(spec)
     inputs = find_inputs(spec.input, options)
     origin = {
-        "spec": spec.content(),
+        "spec": content,
         "inputs": inputs.digest,
         "made_with": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }

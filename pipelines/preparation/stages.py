@@ -12,19 +12,21 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from imprint.config.jobs.shards import PictureSpec
+from imprint.config.jobs.shards import FeatureSpec, PictureSpec
 from imprint.pipelines.blocks import BlockBuilder, to_blocks
 from imprint.pipelines.decode import decode_sample
-from imprint.pipelines.preparation.buckets import FIELD, Shape, apply_crop, place_crop
+from imprint.pipelines.preparation.buckets import apply_crop, place_crop
 from imprint.pipelines.preparation.planning import sample_key
 from imprint.pipelines.preparation.survey import read_spans
-from imprint.pipelines.samples import MASKS, PICTURES
+from imprint.pipelines.samples import FEATURES_PART, MASKS, PICTURES
+from imprint.pipelines.sizes import FIELD, Shape
 
 Columns = dict[str, np.ndarray]
+_ANY_SIZE = 1 << 62  # pixels of pictures that were encoded here
 ENCODED = pa.schema(
     {
         "key": pa.string(), "extension": pa.string(), "picture": pa.large_binary(), "mask": pa.large_binary(),
-        "caption": pa.string(), "json": pa.string(),
+        "caption": pa.string(), "json": pa.string(), "features": pa.large_binary(),
     }
 )  # fmt: skip
 
@@ -51,7 +53,7 @@ def copy_rows(records: pa.Table, positions: tuple[int, ...]) -> Iterator[pa.Tabl
         encoded.append({
             "key": sample_key(position, record["name"]), "extension": extension, "picture": parts[extension],
             "mask": next((parts[name] for name in MASKS if name in parts), None),
-            "caption": parts.get("txt", b"").decode().strip(), "json": document,
+            "caption": parts.get("txt", b"").decode().strip(), "json": document, "features": None,
         })  # fmt: skip
     yield pa.Table.from_pylist(encoded, ENCODED)
 
@@ -114,8 +116,38 @@ class Encode:
         return {
             "key": str(row["__key__"]), "extension": extension, "picture": picture,
             "mask": _png(row["mask"]) if row["has_mask"] else None, "caption": str(row["caption"]),
-            "json": json.dumps(document, sort_keys=True, ensure_ascii=False),
+            "json": json.dumps(document, sort_keys=True, ensure_ascii=False), "features": None,
         }  # fmt: skip
+
+
+class StoreFeatures:
+    """Frozen models over encoded samples: their features, of the pictures as a reader of the shards will see them."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        from imprint.pipelines.features import FeatureStage  # loads torch, which no other stage here needs
+
+        self.batch_size = spec.batch_size
+        self.stage = FeatureStage(spec, spec.backbone, spec.clip, spec.mask_reference, spec.parts)
+
+    def __call__(self, encoded: pa.Table) -> pa.Table:
+        """The same table with `features` filled in."""
+        rows = encoded.to_pylist()
+        for start in range(0, len(rows), self.batch_size):
+            self._fill(rows[start : start + self.batch_size])
+        return pa.Table.from_pylist(rows, ENCODED)
+
+    def _fill(self, rows: list[dict[str, Any]]) -> None:
+        from imprint.pipelines.features import stored
+
+        seen = [decode_sample(members(row), size=None, max_pixels=_ANY_SIZE) for row in rows]
+        batch: Columns = {
+            "image": np.stack([one["image"] for one in seen]), "caption": np.array([one["caption"] for one in seen])
+        }  # fmt: skip
+        if all(one["mask"] is not None for one in seen):
+            batch["mask"] = np.stack([one["mask"] for one in seen])
+        found = self.stage(batch)
+        for number, row in enumerate(rows):
+            row["features"] = stored(found, number)
 
 
 def members(row: dict[str, Any]) -> dict[str, bytes]:
@@ -125,6 +157,8 @@ def members(row: dict[str, Any]) -> dict[str, bytes]:
         found[MASKS[0]] = row["mask"]
     if row["caption"]:
         found["txt"] = row["caption"].encode()
+    if row["features"] is not None:
+        found[FEATURES_PART] = row["features"]
     return found | {"json": row["json"].encode()}
 
 

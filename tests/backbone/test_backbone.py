@@ -102,6 +102,10 @@ def test_sdxl_time_ids_are_sizes_in_pixels(tiny_sdxl: Path) -> None:
     added = backbone.added_conditioning(conditioning, torch.zeros(1, 4, 8, 8))
     assert added is not None
     assert added["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]]
+    own = torch.tensor([[64, 48, 3, 0, 16, 16], [32, 32, 0, 0, 16, 16]])
+    both = TextConditioning.cat([conditioning.sized(own[:1]), conditioning.sized(own[1:])])
+    added = backbone.added_conditioning(both.repeat(2)[1:3], torch.zeros(2, 4, 8, 8))
+    assert added is not None and added["time_ids"].tolist() == own.tolist()
 
 
 def test_attention_projections_are_all_and_typed(any_pipeline: Path) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from reading_shards import read
 from small_shards import write_shards
+from some_pictures import write_folder
 
 from imprint.backbone import Backbone
+from imprint.config.jobs.shards import PrepareShards
 from imprint.config.methods import E4TSpec
+from imprint.errors import DataError
 from imprint.features.clip import ClipFeatures
 from imprint.methods.e4t import E4TObjective
 from imprint.methods.pretraining import batch_latents
 from imprint.pipelines.features import Columns, feature_rows, stored
+from imprint.pipelines.preparation.run import prepare_shards
 from imprint.pipelines.reading import ReadOptions
 from imprint.pipelines.writer import Sample
 from imprint.training.batches import collate
@@ -100,3 +106,40 @@ def test_stored_features_are_read_back_as_the_same_columns(tmp_path: Path, tiny_
         for name in columns:
             assert np.array_equal(row[name], ready[name][i])  # type: ignore[literal-required]
     assert collate(rows)["clip_layers"].shape == (4, 2, 32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray warns of what its own copy() sets
+def test_prepared_shards_hold_the_features_of_their_own_pictures(
+    tmp_path: Path, tiny_sd15: Path, tiny_clip: Path
+) -> None:
+    """Of the picture that a reader decodes, after it was resized and encoded as JPEG."""
+    spec = prepared(tmp_path, {"backbone": str(tiny_sd15), "clip": str(tiny_clip), "batch_size": 3})
+    assert prepare_shards(spec).written == 5
+    rows: list[Any] = read(tmp_path / "out", ReadOptions(further=("features.safetensors",)))
+    backbone, clip = Backbone.load(tiny_sd15), ClipFeatures.load(tiny_clip)
+    batch = {name: np.stack([row[name] for row in rows]) for name in ("image", "mask")}
+    expected = feature_rows(batch, ("clip", "vae"), backbone=backbone, clip=clip)
+    for name in ("latent_mean", "latent_logvar", "clip_layers"):
+        found = np.stack([row[f"features.{name}"] for row in rows])
+        np.testing.assert_allclose(found, expected[f"features.{name}"], rtol=1e-4, atol=1e-5)
+    header = json.loads((tmp_path / "out" / "manifest.json").read_text())["header"]
+    assert header["origin"]["spec"]["features"]["backbone"] == str(tiny_sd15)
+    with pytest.raises(DataError, match="of pictures of 16 x 16 px, and the job trains on 32 x 32"):
+        batch_latents(backbone, collate(rows), torch.zeros(5, 3, 32, 32), torch.Generator())
+
+
+def prepared(folder: Path, features: dict[str, Any], **sections: Any) -> PrepareShards:
+    given = {
+        "job": "prepare_shards", "name": "small", "out_dir": str(folder / "out"), "run_on": "process",
+        "input": {"folder": {"path": str(write_folder(folder / "in", 5))}}, "features": features,
+        "pictures": {"mode": "square", "size": 16}, **sections,
+    }  # fmt: skip
+    return PrepareShards.model_validate(given)
+
+
+def test_features_are_stored_only_of_what_is_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"pictures\.mode=buckets: they hold for the square"):
+        prepared(tmp_path, {}, pictures={"mode": "buckets"})
+    with pytest.raises(ValidationError, match="mask_reference needs the mask of every picture"):
+        prepared(tmp_path, {"mask_reference": True})
+    assert prepared(tmp_path, {"mask_reference": True}, masks={"kind": "embedded"}).features is not None

@@ -159,9 +159,9 @@ def noise(height: int, width: int) -> np.ndarray:
 def test_a_jpeg_is_decoded_to_the_room_that_is_given() -> None:
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(noise(40, 60)))
     place = np.zeros((40, 60, 3), np.uint8)
-    image, alpha = decode_picture(data, 10_000, room=lambda *_: place)
+    image, alpha, shape = decode_picture(data, 10_000, room=lambda *_: place)
     assert np.shares_memory(image, place)
-    assert alpha is None
+    assert alpha is None and shape == (40, 60)
     np.testing.assert_array_equal(place, decode_picture(data, 10_000)[0])
 
 
@@ -169,6 +169,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(noise(800, 1000)), quality=95)
     reduced = decode_picture(data, 10**6, at_least=64)[0]
     assert 128 <= min(reduced.shape[:2]) < 256
+    assert decode_picture(data, 10**6, at_least=64).shape == (800, 1000), "its own size, whatever it is decoded at"
     quick = decode_sample({"jpg": data}, size=64, max_pixels=10**6)["image"]
     mask = io.BytesIO()
     Image.fromarray(np.zeros((800, 1000), np.uint8)).save(mask, "PNG")

@@ -212,9 +212,14 @@ class Backbone:
     def added_conditioning(
         self, conditioning: TextConditioning, latents: Float[Tensor, "b c h w"]
     ) -> dict[str, Tensor] | None:
-        """SDXL's pooled text and time ids (original size, crop, target size, in pixels); None elsewhere."""
+        """SDXL's pooled text and time ids (original size, crop, target size, in pixels); None elsewhere.
+
+        Without the conditioning's own, a picture of the latents' size that was never resized.
+        """
         if not self.family.pooled:
             return None
+        if conditioning.time_ids is not None:
+            return {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids.to(latents)}
         height, width = (side * self.downsampling for side in latents.shape[-2:])
         ids = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device, dtype=latents.dtype)
         return {"text_embeds": conditioning.pooled, "time_ids": ids.expand(len(latents), -1)}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from imprint.errors import BackboneError
@@ -38,12 +38,18 @@ class TextConditioning:
     """What the UNet attends to: `hidden` [b, n, d]; `pooled` [b, p] where the family has one (SDXL).
 
     `objects` [b, m, e] is for attentions that a method put between self-attention and the text's; without them the
-    UNet takes none.
+    UNet takes none. `time_ids` [b, 6] are SDXL's (original size, crop, target size); without them pictures count as
+    never resized.
     """
 
     hidden: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b p"] | None = None
     objects: Float[Tensor, "b m e"] | None = None
+    time_ids: Int[Tensor, "b 6"] | None = None
+
+    def sized(self, time_ids: Int[Tensor, "b 6"] | None) -> TextConditioning:
+        """The same for pictures of these sizes and crops."""
+        return replace(self, time_ids=time_ids)
 
     def __getitem__(self, index: Any) -> TextConditioning:
         return self._each(lambda value: value[index])
@@ -54,15 +60,16 @@ class TextConditioning:
         first = parts[0]
         pooled = None if first.pooled is None else torch.cat([p.pooled for p in parts])  # type: ignore[misc]
         objects = None if first.objects is None else torch.cat([p.objects for p in parts])  # type: ignore[misc]
-        return TextConditioning(torch.cat([p.hidden for p in parts]), pooled, objects)
+        sizes = None if first.time_ids is None else torch.cat([p.time_ids for p in parts])  # type: ignore[misc]
+        return TextConditioning(torch.cat([p.hidden for p in parts]), pooled, objects, sizes)
 
     def repeat(self, count: int) -> TextConditioning:
         """Every row `count` times, rows of one prompt together."""
         return self._each(lambda value: value.repeat_interleave(count, 0))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TextConditioning:
-        pooled = None if self.pooled is None else change(self.pooled)
-        return TextConditioning(change(self.hidden), pooled, None if self.objects is None else change(self.objects))
+        further = (None if value is None else change(value) for value in (self.pooled, self.objects, self.time_ids))
+        return TextConditioning(change(self.hidden), *further)
 
 
 @dataclass(frozen=True)

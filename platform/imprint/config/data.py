@@ -14,6 +14,9 @@ class ReaderSpec(Section):
     """How shards are read. Sizes are refused before anything is read or decoded."""
 
     cpus: float = Field(0.25, gt=0, description="CPUs that one read task takes from the cluster")
+    tasks: int | None = Field(
+        None, gt=0, description="read tasks at once at the most; null: two for each worker of a training job"
+    )
     max_member_mb: float = Field(64, gt=0, description="largest file inside a shard, MiB; larger ones are quarantined")
     max_megapixels: float = Field(64, gt=0, description="largest picture, million pixels; larger ones are quarantined")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="the run stops past this share of bad samples")
@@ -146,6 +149,9 @@ class MaskerSpec(StagePool):
         return self
 
 
+FeaturePart = Literal["clip", "vae", "text"]
+
+
 class PrecomputeSpec(StagePool):
     """What frozen models give for a sample: computed in the trainer, in the stream before it, or stored in shards.
 
@@ -153,7 +159,7 @@ class PrecomputeSpec(StagePool):
     """
 
     source: Literal["trainer", "stream", "shards"] = "trainer"
-    parts: tuple[Literal["clip", "vae", "text"], ...] = Field(
+    parts: tuple[FeaturePart, ...] = Field(
         ("clip", "vae"), min_length=1, description="with source=stream: CLIP features, latent moments, text embeddings"
     )
 

@@ -61,3 +61,9 @@ def resolve_path(path: str | os.PathLike[str]) -> str:
     if expanded.is_absolute():
         return os.path.normpath(expanded)
     return os.path.normpath(project_root() / expanded)
+
+
+def path_or_name(name: str) -> str:
+    """A model's path if something is there, else the name as it is (embedded, or a hub id)."""
+    path = resolve_path(name)
+    return path if Path(path).exists() else name

@@ -76,15 +76,27 @@ def pretraining_batch(
         generator=generator,
     )
     masks = batch_masks(batch, images, "mask_loss") if spec.mask_loss else None
-    return NoisyBatch(noisy.xt, noisy.timesteps, noisy.target, prompts, masks)
+    return NoisyBatch(noisy.xt, noisy.timesteps, noisy.target, prompts, masks, batch.get("time_ids"))
 
 
 def batch_latents(
     backbone: Backbone, batch: Batch, images: Float[Tensor, "b 3 h w"], generator: torch.Generator
 ) -> Float[Tensor, "b c h2 w2"]:
-    """x_0, drawn anew from the moments that came with the batch, or else from those of its pictures."""
+    """x_0, drawn anew from the moments that came with the batch, or else from those of its pictures.
+
+    Raises:
+        DataError: the moments are of pictures of another size.
+    """
     if "latent_mean" not in batch:
         return backbone.encode_images(images, generator)
+    got = tuple(side * backbone.downsampling for side in batch["latent_mean"].shape[-2:])
+    wanted = tuple(images.shape[-2:])
+    if got != wanted:
+        raise DataError(
+            f"reading stored latents: they are of pictures of {got[0]} x {got[1]} px, and the job trains on "
+            f"{wanted[0]} x {wanted[1]}; set data.image_size to what they were stored for, or "
+            "data.precompute.source to trainer"
+        )
     mean, logvar = (batch[name].to(backbone.device) for name in ("latent_mean", "latent_logvar"))
     return sample_latents(mean.to(backbone.dtype), (0.5 * logvar).exp().to(backbone.dtype), generator)
 

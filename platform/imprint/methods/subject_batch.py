@@ -22,13 +22,15 @@ from imprint.methods.prompts import training_prompts
 
 @dataclass(frozen=True, eq=False)
 class NoisyBatch:
-    """x_t at its timesteps, what the network should put out there, the prompts, and masks where the loss has them."""
+    """x_t at its timesteps, what the network should put out there, the prompts; masks where the loss has them, and
+    SDXL's sizes and crops where they are known."""
 
     xt: Float[Tensor, "b c h w"]
     timesteps: Int[Tensor, "b"]
     target: Float[Tensor, "b c h w"]
     prompts: Sequence[str]
     masks: Float[Tensor, "b 1 h2 w2"] | None = None
+    time_ids: Int[Tensor, "b 6"] | None = None
 
     def loss(
         self, output: Float[Tensor, "b c h w"], schedule: NoiseSchedule, min_snr_gamma: float | None = None

@@ -24,7 +24,10 @@ def to_pixel_values(images: np.ndarray) -> Float[Tensor, "b 3 h w"]:
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """A batch of rows as the reader gives them: `image` [h, w, 3], `mask` [h, w], `caption`, `json`, `__key__`."""
+    """A batch of rows as the reader gives them: `image` [h, w, 3], `mask` [h, w], `caption`, `json`, `__key__`.
+
+    `size_conditioning` [6] and what was computed before are taken where every row has them.
+    """
     batch: Batch = {
         "pixel_values": to_pixel_values(np.stack([row["image"] for row in rows])),
         "captions": [str(row["caption"]) for row in rows],
@@ -35,6 +38,8 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         batch["masks"] = torch.from_numpy(masks).float().div_(255).unsqueeze(1)
     if all("context" in row or row.get("json") for row in rows):
         batch["contexts"] = [_context(row) for row in rows]
+    if all("size_conditioning" in row for row in rows):
+        batch["time_ids"] = torch.from_numpy(np.stack([row["size_conditioning"] for row in rows]).astype(np.int64))
     for name in PRECOMPUTED:
         if all(f"features.{name}" in row for row in rows):
             values = np.stack([row[f"features.{name}"] for row in rows])

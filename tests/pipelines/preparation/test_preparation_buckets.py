@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import pytest
 
 from imprint.pipelines.preparation.buckets import (
-    add_size_conditioning,
     apply_crop,
     make_buckets,
     nearest_bucket,
     place_crop,
-    size_conditioning,
 )
+from imprint.pipelines.sizes import size_conditioning
 
 # SDXL's own list, height x width; arXiv:2307.01952, appendix I (the wide half; the tall half mirrors it).
 SDXL = {
@@ -85,10 +83,9 @@ def test_a_picture_of_the_targets_size_is_not_touched() -> None:
 
 def test_time_ids_stand_in_diffusers_order() -> None:
     # diffusers' StableDiffusionXLPipeline._get_add_time_ids: original_size + crops_coords_top_left + target_size.
-    document = json.dumps({"size_conditioning": place_crop((240, 200), (60, 100), (0.25, 0.5)).record()})
-    assert size_conditioning(document, 60, 100).tolist() == [240, 200, 15, 0, 60, 100]
-    for odd in ("{}", '{"size_conditioning": 3}', '{"size_conditioning": {"original_size": [1, 2]}}'):
-        assert size_conditioning(odd, 60, 100).tolist() == [60, 100, 0, 0, 60, 100]
-    batch = {"json": np.array([document, "{}"]), "image": np.zeros((2, 60, 100, 3), np.uint8)}
-    ids = add_size_conditioning(batch)["time_ids"]
-    assert ids.dtype == np.int32 and ids.tolist() == [[240, 200, 15, 0, 60, 100], [60, 100, 0, 0, 60, 100]]
+    record = {"size_conditioning": place_crop((240, 200), (60, 100), (0.25, 0.5)).record()}
+    found = size_conditioning(record, (60, 100))
+    assert found.dtype == np.int32 and found.tolist() == [240, 200, 15, 0, 60, 100]
+    for odd in (3, {"original_size": [1, 2]}, {"original_size": [1, "2"], "crop_top_left": [0, 0]}, [[1, 2], [0, 0]]):
+        assert size_conditioning({"size_conditioning": odd}, (60, 100)).tolist() == [60, 100, 0, 0, 60, 100]
+    assert size_conditioning({}, (60, 100)).tolist() == [60, 100, 0, 0, 60, 100]

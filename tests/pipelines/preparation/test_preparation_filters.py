@@ -76,7 +76,7 @@ def test_the_hash_stays_near_under_compression_and_size_and_goes_far_for_others(
         return bin(perceptual_hash(one) ^ perceptual_hash(other)).count("1")
 
     image = drawn(1, 400, 300)
-    squeezed, _ = decode_picture(encoded(image, "JPEG", quality=30), 1_000_000)
+    squeezed = decode_picture(encoded(image, "JPEG", quality=30), 1_000_000).image
     smaller = np.asarray(Image.fromarray(image).resize((150, 200), Image.Resampling.LANCZOS))
     assert distance(image, squeezed) <= 4 and distance(image, smaller) <= 4
     others = [distance(image, drawn(number, 400, 300)) for number in range(2, 30)]

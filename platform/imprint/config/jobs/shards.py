@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from imprint.config.base import Section
-from imprint.config.data import CaptionerSpec, MaskerSpec, ReaderSpec
+from imprint.config.data import CaptionerSpec, FeaturePart, MaskerSpec, ReaderSpec, StagePool
 from imprint.config.kube import Kube, KubeSpec
 from imprint.config.paths import is_url, resolve_path
 
@@ -97,6 +97,18 @@ class PictureSpec(Section):
         return self
 
 
+class FeatureSpec(StagePool):
+    """What frozen models give for each picture, written into the shards for `data.precompute.source: shards`."""
+
+    backbone: str = Field("imprint-tiny", description="whose latents and text embeddings; the training job's own")
+    clip: str = Field("imprint-tiny-clip", description="whose features; that of the training job's encoder")
+    parts: tuple[FeaturePart, ...] = Field(
+        ("clip", "vae"), min_length=1, description="CLIP features, latent moments, text embeddings"
+    )
+    mask_reference: bool = Field(False, description="as `method.mask_reference` of the training job")
+    batch_size: int = Field(16, gt=0, description="pictures that go through the models at once")
+
+
 class PrepareShards(Section):
     """A folder of pictures, a table of paths or URLs, or other shards, into finished shards with a manifest."""
 
@@ -115,8 +127,22 @@ class PrepareShards(Section):
     pictures: PictureSpec = PictureSpec()
     captions: CaptionerSpec | None = Field(None, description="null: only captions that are there already")
     masks: MaskerSpec | None = Field(None, description="null: only masks that are there already")
+    features: FeatureSpec | None = Field(None, description="null: none; pictures must come out square")
     reader: ReaderSpec = ReaderSpec(cpus=0.5)
     kube: Kube = KubeSpec()
+
+    @model_validator(mode="after")
+    def _features_are_of_what_is_trained_on(self) -> Self:
+        if self.features is None:
+            return self
+        if self.pictures.mode != "square":
+            raise ValueError(
+                f"features with pictures.mode={self.pictures.mode}: they hold for the square that is trained on; set "
+                "pictures.mode=square and pictures.size to data.image_size of the training job"
+            )
+        if self.features.mask_reference and self.masks is None:
+            raise ValueError("features.mask_reference needs the mask of every picture; set masks={kind: sample}")
+        return self
 
     @model_validator(mode="after")
     def _out_dir_is_local(self) -> Self:
@@ -146,7 +172,8 @@ class PrepareShards(Section):
                 "input": {"folder": {"path"}, "table": {"path"}, "shards": {"places"}},
                 "captions": _RESOURCES,
                 "masks": _RESOURCES,
-                "reader": {"cpus", "max_bad_share", "storage_tries", "verify"},
+                "features": _RESOURCES,
+                "reader": {"cpus", "tasks", "max_bad_share", "storage_tries", "verify"},
             },
         )
 

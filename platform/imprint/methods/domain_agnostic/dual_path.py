@@ -11,7 +11,7 @@ the rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class DualPath:
         """SDXL's pooled text reaches the time embedding, outside of all blocks; it is blended alike."""
         if soft.pooled is None or hard.pooled is None:
             return soft
-        return TextConditioning(soft.hidden, self.alpha * soft.pooled + (1 - self.alpha) * hard.pooled)
+        return replace(soft, pooled=self.alpha * soft.pooled + (1 - self.alpha) * hard.pooled)
 
     def _double(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._call is None or self._call.hard is None:

@@ -55,7 +55,7 @@ class DomainAgnosticObjective(EncoderObjective):
         noisy = pretraining_batch(backbone, spec, batch, images, generator)
         seen = reference_pictures(spec, batch, images)
         prediction = parts.heads(parts.features(seen, noisy.xt, noisy.timesteps))
-        soft = prompts_with(backbone, noisy.prompts, prediction.words)
+        soft = prompts_with(backbone, noisy.prompts, prediction.words).sized(noisy.time_ids)
         hard = None
         if spec.dual_path.enabled:
             hard = prompts_with_tokens(backbone, noisy.prompts, parts.nearest_tokens(prediction.words))

@@ -61,7 +61,7 @@ class E4TObjective(EncoderObjective):
         features = self._clip_features(batch, images)
         conditioning, offsets = parts.condition(features, noisy.xt, noisy.timesteps, noisy.prompts)
         weights = self.offsets(self._base) if self.offsets is not None else None
-        output = backbone.denoise(noisy.xt, noisy.timesteps, conditioning, weights)
+        output = backbone.denoise(noisy.xt, noisy.timesteps, conditioning.sized(noisy.time_ids), weights)
         diffusion = noisy.loss(output, backbone.schedule)
         regularization = embedding_regularization(offsets)
         return StepOutput(

@@ -38,6 +38,6 @@ class ProFusionObjective(EncoderObjective):
             place = spec.other_view
             seen = placed_views(seen, smallest=place.smallest, degrees=place.degrees, generator=generator)
         conditioning = parts.condition(parts.reference(seen), noisy.xt, noisy.timesteps, noisy.prompts)
-        output = backbone.denoise(noisy.xt, noisy.timesteps, conditioning)
+        output = backbone.denoise(noisy.xt, noisy.timesteps, conditioning.sized(noisy.time_ids))
         loss = noisy.loss(output, backbone.schedule)
         return StepOutput(loss, {"loss_diffusion": loss.detach()})

@@ -88,7 +88,8 @@ class TamingObjective(Objective):
         fine = batch.get("contexts") if spec.fine_captions else None
         captions = [joined_caption(*pair) for pair in zip(batch["captions"], fine or [""] * len(x0), strict=True)]
         objects, captions = dropped(objects, captions, is_domain, spec.dropping, generator)
-        output = backbone.denoise(xt, timesteps, self.parts.condition(captions, objects))
+        conditioning = self.parts.condition(captions, objects).sized(batch.get("time_ids"))
+        output = backbone.denoise(xt, timesteps, conditioning)
         target = backbone.schedule.target(x0, noise, timesteps)
         metrics = {
             "loss_domain": _loss_of(is_domain, output, target), "loss_general": _loss_of(~is_domain, output, target),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -57,7 +57,7 @@ class TamingParts:
     def condition(self, prompts: Sequence[str], objects: Float[Tensor, "b m e"]) -> TextConditioning:
         """What the network attends to: each prompt, and an object for each; the text encoders are frozen."""
         text = self.backbone.encode_text(prompts)
-        return TextConditioning(text.hidden, text.pooled, objects.to(text.hidden))
+        return replace(text, objects=objects.to(text.hidden))
 
     def fingerprint(self) -> str:
         """sha256 of the UNet's and the attentions' weights, whatever precision they are loaded in."""

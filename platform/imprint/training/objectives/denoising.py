@@ -61,7 +61,8 @@ class DenoisingObjective(Objective):
         dropped = torch.rand(len(latents), generator=generator) < self.caption_dropping
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), batch["captions"], strict=True)]
         noisy = backbone.schedule.add_noise(latents, noise, timesteps)
-        output = backbone.denoise(noisy, timesteps, backbone.encode_text(captions)).float()
+        conditioning = backbone.encode_text(captions).sized(batch.get("time_ids"))
+        output = backbone.denoise(noisy, timesteps, conditioning).float()
         errors = (output - backbone.schedule.target(latents, noise, timesteps)).square()
         each = errors.mean(dim=(1, 2, 3))
         if self.subject_weight != 1:
