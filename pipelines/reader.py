@@ -28,7 +28,7 @@ def read_webdataset(
     split: str | None = None,
     start: int = 0,
     stop: int | None = None,
-    cpus: float = 0.66,
+    cpus: float = 1.0,
     tasks: int | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Dataset:
@@ -62,7 +62,7 @@ def read_webdataset(
             WebDatasetDatasource(found, slices, options, block_bytes),
             override_num_blocks=max(1, len(slices)),
             num_cpus=cpus,
-            concurrency=tasks,
+            concurrency=tasks and min(tasks, max(1, len(slices))),
         )
 
 

@@ -91,7 +91,7 @@ class OnRay:
         with DataContext.current(reading_context(BLOCK_BYTES)):
             return ray.data.read_datasource(
                 _Tasks(tasks, counts), override_num_blocks=len(tasks), num_cpus=self.spec.reader.cpus,
-                concurrency=self.spec.reader.tasks,
+                concurrency=self.spec.reader.tasks and min(self.spec.reader.tasks, max(1, len(tasks))),
             )  # fmt: skip
 
 
