@@ -1,6 +1,6 @@
 """Images/s and worker memory of three webdataset readers in one run, and the overlap of the data plane's stages.
 
-Command, on two cores with nothing else running (about six minutes with --stages):
+Command, on two cores with nothing else running (about eight minutes with --stages):
 
     python benchmarks/data.py [--stages] [--json FILE]
 
