@@ -34,7 +34,9 @@ def spec_of(**sections: object) -> PrepareShards:
 
 def test_where_and_with_what_a_job_runs_changes_no_shard() -> None:
     here = spec_of().content()
-    assert here == spec_of(run_on="process", kube={"queue": "other"}, reader={"cpus": 2.0}, out_dir="elsewhere").content()
+    assert (
+        here == spec_of(run_on="process", kube={"queue": "other"}, reader={"cpus": 2.0}, out_dir="elsewhere").content()
+    )
     assert here != spec_of(seed=1).content()
 
 
