@@ -32,6 +32,14 @@ def spec_of(**sections: object) -> PrepareShards:
     return PrepareShards.model_validate(given)
 
 
+def test_where_and_with_what_a_job_runs_changes_no_shard() -> None:
+    here = spec_of().content()
+    assert (
+        here == spec_of(run_on="process", kube={"queue": "other"}, reader={"cpus": 2.0}, out_dir="elsewhere").content()
+    )
+    assert here != spec_of(seed=1).content()
+
+
 def survey(source: InputSpec, work: Path) -> pa.Table:
     inputs = find_inputs(source, OPTIONS)
     work.mkdir(exist_ok=True)

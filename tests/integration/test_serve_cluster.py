@@ -1,0 +1,247 @@
+"""The service on a real Ray Serve: the API, what is left after DELETE, and replicas that die."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+import yaml
+from serving import headers, picture, spec_of
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+START_S = 240
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Service:
+    """A Ray of one machine with `serve deploy`, and the ways to trouble it."""
+
+    def __init__(self, root: Path, backbone: Path) -> None:
+        self.root, self.temporary = root, Path(tempfile.mkdtemp(prefix="imprint-ray-", dir="/tmp"))
+        ports = free_ports(4)
+        self.http, self.dashboard = ports[0], ports[1]
+        self.address = f"http://127.0.0.1:{self.http}"
+        key = root / "key"
+        key.write_bytes(base64.b64encode(os.urandom(32)))
+        store = {"url": str(root / "store"), "key_file": str(key), "sweep_s": 1.0}
+        spec = spec_of(backbone, store=store, limits={"tunes_per_tenant": 16, "images_waiting": 64})
+        pool = {"cpus": 0.2, "threads": 1}
+        self.args = json.loads(spec.model_dump_json()) | {
+            "tuner": pool, "sampler": {**pool, "min_replicas": 2, "max_replicas": 2}, "ingress": pool,
+        }  # fmt: skip
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
+        self.env |= {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", "HOME": str(root),
+            "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
+        }  # fmt: skip
+        command = [
+            BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports[2]}",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
+            f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir={self.temporary}", "--num-cpus=2",
+            "--object-store-memory=200000000", "--disable-usage-stats",
+        ]  # fmt: skip
+        with (root / "head.log").open("w") as log:
+            self.head = subprocess.Popen(
+                command, env=self.env, cwd=root, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def deploy(self, **changes: Any) -> None:
+        config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+        config["http_options"]["port"] = self.http
+        config["applications"][0]["args"] = {**self.args, **changes}
+        file = self.root / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        deadline = time.monotonic() + START_S
+        while True:
+            done = subprocess.run([BIN / "serve", "deploy", file], env=self.env, cwd=self.root, capture_output=True)
+            if done.returncode == 0:
+                return
+            assert time.monotonic() < deadline and self.head.poll() is None, self.logs() + done.stderr.decode()
+            time.sleep(1)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                if httpx2.get(f"{self.address}/ready", timeout=10).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            assert time.monotonic() < deadline and self.head.poll() is None, self.logs()
+            time.sleep(0.5)
+
+    def kill(self, deployment: str) -> int:
+        """Kill one replica of a deployment, hard."""
+        for process in psutil.process_iter(["cmdline"]):
+            title = " ".join(process.info["cmdline"] or [])
+            if f"ServeReplica:imprint:{deployment}" in title and str(self.temporary) in self._session_of(process):
+                process.send_signal(signal.SIGKILL)
+                return process.pid
+        raise AssertionError(f"no replica of {deployment} was found")
+
+    def _session_of(self, process: psutil.Process) -> str:
+        """Ray's workers retitle themselves; which cluster they are of stands in their parents' command lines."""
+        return " ".join(" ".join(parent.cmdline()) for parent in process.parents())
+
+    def logs(self) -> str:
+        texts = [(self.root / "head.log").read_text()[-2000:]]
+        texts += [file.read_text()[-1500:] for file in self.temporary.rglob("logs/serve/*.log")]
+        return "\n".join(texts)
+
+    def stop(self) -> None:
+        self.head.send_signal(signal.SIGTERM)
+        try:
+            self.head.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.head.pid, signal.SIGKILL)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_sd15: Path) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("service"), tiny_sd15)
+    try:
+        running.deploy()
+        running.wait_ready()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=service.address, headers=headers(), timeout=120) as client:
+        yield client
+
+
+def make(client: httpx2.Client, **fields: Any) -> dict[str, Any]:
+    answer = client.post(
+        "/v1/concepts",
+        files={"images": picture()},
+        data={"class_noun": "cat", **fields},
+        headers={"Prefer": "wait=100"},
+    )
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def test_nothing_is_left_of_a_deleted_concept(service: Service, http: httpx2.Client) -> None:
+    marker, noun = "zanzibar", "quokka"
+    made = make(http, class_noun=noun, prompts=f"<concept> {marker}")
+    assert made["images"][0]["b64_json"]
+    order = {"prompt": f"<concept> {marker}", "concepts": [made["id"]], "num_images": 2, "seed": 1}
+    first = http.post("/v1/images", json=order, headers={"Idempotency-Key": "one"})
+    assert first.status_code == 200, first.text
+    assert http.post("/v1/images", json=order, headers={"Idempotency-Key": "one"}).content == first.content
+    told = http.post("/v1/images", json={**order, "stream": True}).text
+    assert told.count("event: image") == 2 and told.rstrip().endswith("data: {}")
+    assert "event: succeeded" in http.get(made["links"]["events"]).text
+    assert http.get(made["links"]["weights"], params={"format": "imprint"}).content[:2] == b"PK"
+    assert http.post("/v1/images", json={**order, "prompt": marker * 40}).status_code == 422
+    other = httpx2.Client(base_url=service.address, headers=headers("blue"), timeout=60)
+    for answer in (
+        other.get(made["links"]["self"]),
+        other.delete(made["links"]["self"]),
+        other.post("/v1/images", json=order),
+    ):
+        assert answer.status_code == 404
+    other.close()
+    stored = [file for file in (service.root / "store").rglob("*") if file.is_file()]
+    assert stored and not any(noun.encode() in file.read_bytes() for file in stored)
+    assert http.delete(made["links"]["self"]).status_code == 204
+    assert [file for file in (service.root / "store").rglob("*") if file.is_file()] == []
+    time.sleep(3)  # logs are written behind
+    words = [marker.encode(), noun.encode()]
+    scanned = 0
+    for folder in (service.temporary, service.root):
+        for file in folder.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                scanned += 1
+                content = file.read_bytes()
+                assert not any(word in content for word in words), file
+    assert scanned > 20
+
+
+def test_cancel_reaches_the_tuner(http: httpx2.Client) -> None:
+    started = http.post("/v1/concepts", files={"images": picture()}, data={"class_noun": "cat", "steps": 1000}).json()
+    while http.get(started["links"]["self"]).json()["progress"]["step"] < 2:
+        time.sleep(0.05)
+    assert http.post(started["links"]["cancel"]).json()["state"] == "canceled"
+    began = time.monotonic()
+    make(http)  # the one tuner is free again
+    assert time.monotonic() - began < 30
+
+
+async def under_load(service: Service, trouble: Callable[[], None], seconds: float) -> dict[str, Any]:
+    """Tunes and draws while there is trouble; what was accepted and what came of it."""
+    concepts: list[str] = []
+    statuses: list[int] = []
+    stop = asyncio.Event()
+
+    async def tunes(client: httpx2.AsyncClient) -> None:
+        while not stop.is_set():
+            data = {"class_noun": "cat", "steps": "40"}
+            answer = await client.post("/v1/concepts", files={"images": picture()}, data=data)
+            statuses.append(answer.status_code)
+            if answer.status_code == 202:
+                concepts.append(answer.json()["id"])
+            await asyncio.sleep(0.5)
+
+    async def draws(client: httpx2.AsyncClient, number: int) -> None:
+        while not stop.is_set():
+            order = {"prompt": "a cat", "seed": number, "steps": 10}
+            statuses.append((await client.post("/v1/images", json=order)).status_code)
+
+    async with httpx2.AsyncClient(base_url=service.address, headers=headers(), timeout=120) as client:
+        work = [asyncio.ensure_future(one) for one in (tunes(client), draws(client, 1), draws(client, 2))]
+        await asyncio.sleep(seconds / 4)
+        await asyncio.to_thread(trouble)
+        await asyncio.sleep(seconds)
+        stop.set()
+        await asyncio.gather(*work)
+        states = {}
+        for concept_id in concepts:
+            deadline = time.monotonic() + 120
+            while True:
+                status = (await client.get(f"/v1/concepts/{concept_id}")).json()
+                if status["state"] in ("succeeded", "failed", "canceled"):
+                    break
+                assert time.monotonic() < deadline, "an accepted concept is not finished"
+                await asyncio.sleep(0.2)
+            states[concept_id] = status["state"]
+            await client.delete(f"/v1/concepts/{concept_id}")
+    return {"statuses": statuses, "states": states}
+
+
+@pytest.mark.parametrize("deployment", ["Tuner", "Sampler"])
+def test_no_accepted_request_is_lost_where_a_replica_is_killed(service: Service, deployment: str) -> None:
+    came = asyncio.run(under_load(service, lambda: print(service.kill(deployment)), 12))
+    assert set(came["statuses"]) <= {200, 202, 429, 503} and came["statuses"].count(200) > 5
+    assert came["states"] and set(came["states"].values()) == {"succeeded"}
+    service.wait_ready()
