@@ -92,12 +92,11 @@ if [[ "${FRESH:-0}" == 1 ]]; then
     rm -rf "${data:?}" "runs/${run:?}" "runs/$run-evaluation"
 fi
 
-say "Ray: a cluster starts on this machine"
-start_ray
-
 say "Faces: pictures of people that never were, with captions and masks"
 imprint run jobs/prepare_faces.yaml name="$run" out_dir="$data" 'sizes=[64]' train_identities=800 heldout_identities=100
 
+say "Ray: a cluster on this machine"
+start_ray
 wait_for_ray
 
 say "ray job submit --working-dir . -- jobs/pretrain_encoder.yaml"
