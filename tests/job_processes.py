@@ -86,4 +86,5 @@ def ray_head(job: Job) -> Iterator[None]:
             head.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
         shutil.rmtree(temporary, ignore_errors=True)

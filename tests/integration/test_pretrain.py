@@ -130,6 +130,7 @@ def test_too_many_bad_samples_end_the_job_at_once_with_one_clear_message(job: Jo
     assert len(job.starts("bad")) == 1, "bad data comes back at every retry, so there is none"
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own, of SQLAlchemy 2.1
 def test_two_deepspeed_workers_train_an_encoder_that_loads_and_is_tracked(job: Job) -> None:
     from mlflow.tracking import MlflowClient
 
