@@ -193,7 +193,7 @@ def _unlisted(place: str, shards: Sequence[Shard]) -> Iterator[Fault]:
     try:
         names = sorted(str(found).rpartition("/")[2] for found in filesystem.ls(path, detail=False))
     except (OSError, NotImplementedError):
-        return  # a web server lists nothing
+        return  # a web server lists nothing; whatever cannot be listed, what the manifest names is still checked
     for name in names:
         if name.endswith(".tar") and name not in known:
             yield Fault(f"{place.rstrip('/')}/{name}", f"{MANIFEST} does not list it")

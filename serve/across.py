@@ -11,20 +11,20 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from imprint.backbone import Backbone, TextConditioning
+from imprint.backbone import Backbone
 from imprint.config.methods import SampleSpec
 from imprint.methods import METHODS
 from imprint.methods.base import Learned
-from imprint.methods.batched_low_rank import BatchedLowRank, Factors, as_batched
+from imprint.methods.batched_low_rank import BatchedLowRank, as_batched
 from imprint.methods.domain_agnostic.dual_path import DualPath
+from imprint.methods.domain_agnostic.sample import DualPathDenoiser
 from imprint.methods.low_rank import PREFIX, read_factors
 from imprint.methods.phrases import spell
-from imprint.sampling.denoiser import Denoised, Denoiser, denoised
+from imprint.sampling.denoiser import Denoiser
 from imprint.sampling.draw import ProgressCallback, draw_denoised, draw_prompts
-from imprint.sampling.guidance import guide
 
 _UNET_FACTOR = f"{PREFIX}unet."
 
@@ -104,33 +104,6 @@ def _low_rank_shape(learned: Learned) -> Hashable:
     return tuple(sorted((name, tuple(value.shape)) for name, value in learned.tensors.items()))
 
 
-@dataclass(frozen=True)
-class _LowRankDenoiser:
-    """Guidance with a low-rank change for each row; the unconditional branch has its row's change as well."""
-
-    path: DualPath
-    text: TextConditioning
-    empty: TextConditioning
-    factors: Factors
-    guidance_scale: float
-
-    @torch.no_grad()
-    def __call__(self, xt: Float[Tensor, "b c h w"], timesteps: Int[Tensor, "b"]) -> Denoised:
-        backbone = self.path.backbone
-        latents = xt.to(backbone.dtype)
-        if self.guidance_scale == 1:
-            output = self.path.denoise(latents, timesteps, self.text, None, self.factors)
-            return denoised(backbone, output, xt, timesteps)
-        both = TextConditioning.cat([self.empty.repeat(len(xt)), self.text])
-        twice = {
-            name: BatchedLowRank(pair.down.repeat(2, 1, 1), pair.up.repeat(2, 1, 1))
-            for name, pair in self.factors.items()
-        }
-        output = self.path.denoise(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both, None, twice).to(xt.dtype)
-        without, with_ = output.chunk(2)
-        return denoised(backbone, guide(without, with_, self.guidance_scale), xt, timesteps)
-
-
 def _draw_low_rank(
     backbone: Backbone, rows: Sequence[Rows], spec: SampleSpec, seeds: Sequence[int], progress: ProgressCallback | None
 ) -> Tensor:
@@ -151,6 +124,6 @@ def _draw_low_rank(
         }
         with torch.no_grad():
             text, empty = backbone.encode_text(prompts[batch]), backbone.encode_text([spec.negative_prompt])
-        return _LowRankDenoiser(path, text, empty, factors, spec.guidance_scale)
+        return DualPathDenoiser(path, text, None, empty, factors, spec.guidance_scale)
 
     return draw_denoised(backbone, denoiser, seeds, spec, progress)

@@ -29,11 +29,14 @@ from imprint.sampling.guidance import guide
 
 @dataclass(frozen=True)
 class DualPathDenoiser:
-    """The dual path with classifier-free guidance, all branches in one forward."""
+    """The dual path with classifier-free guidance, all branches in one forward.
+
+    `hard` is not needed where the personalized path runs alone; the factors then are a low-rank change a row.
+    """
 
     path: DualPath
     soft: TextConditioning
-    hard: TextConditioning
+    hard: TextConditioning | None
     unconditional: TextConditioning
     factors: Factors
     guidance_scale: float
@@ -46,14 +49,15 @@ class DualPathDenoiser:
             output = self.path.denoise(latents, timesteps, self.soft, self.hard, self.factors)
             return denoised(backbone, output, xt, timesteps)
         empty = self.unconditional.repeat(len(xt))
-        soft, hard = (TextConditioning.cat([empty, text]) for text in (self.soft, self.hard))
+        soft = TextConditioning.cat([empty, self.soft])
+        hard = None if self.hard is None else TextConditioning.cat([empty, self.hard])
         twice = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
-        output = self.path.denoise(*twice, soft, hard, _for_both(self.factors, len(xt))).to(xt.dtype)
+        output = self.path.denoise(*twice, soft, hard, _for_both(self.factors)).to(xt.dtype)
         without, with_ = output.chunk(2)
         return denoised(backbone, guide(without, with_, self.guidance_scale), xt, timesteps)
 
 
-def _for_both(factors: Factors, rows: int) -> Factors:
+def _for_both(factors: Factors) -> Factors:
     """Factors for both branches of guidance; one row serves all."""
     return {
         name: pair if len(pair.down) == 1 else BatchedLowRank(pair.down.repeat(2, 1, 1), pair.up.repeat(2, 1, 1))
