@@ -11,32 +11,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import ray
 import torch
-import transformers
 from PIL import Image
 from ray.util import ActorPool
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from imprint.backbone import Backbone
 from imprint.config.jobs.evaluate import Evaluate
 from imprint.config.paths import resolve_path
 from imprint.errors import StorageError
 from imprint.evaluation.attributes import EMBEDDED, AttributeReader
-from imprint.evaluation.columns import Drawn, Painter, columns_of, has_encoder, label_of
+from imprint.evaluation.columns import Drawn, columns_of, has_encoder, label_of
 from imprint.evaluation.field_report import report_of
 from imprint.evaluation.grid import labelled_grid, save_png
 from imprint.evaluation.identity import find_network, load_network
 from imprint.evaluation.report import Report
 from imprint.evaluation.scoring import Scorer
 from imprint.evaluation.subjects import Picture, Subject, collect_subjects, parse_attributes, showing, somebody_else
-from imprint.features.clip import ClipFeatures
 from imprint.jobs.ray_run import path_or_name
 from imprint.jobs.ray_train import connect, our_error
-from imprint.methods import METHODS
 from imprint.pipelines.order import plan
 from imprint.pipelines.reading import ReadOptions, read_slice
 from imprint.pipelines.shards import check_present, counted, find_shards
@@ -140,6 +135,15 @@ class Artist:
     """An actor with backbone and, where the method has them, CLIP and encoder."""
 
     def __init__(self, spec: Evaluate) -> None:
+        # Not imported by the driver, which has no model and would spend seconds on it.
+        import diffusers
+        import transformers
+
+        from imprint.backbone import Backbone
+        from imprint.evaluation.painter import Painter
+        from imprint.features.clip import ClipFeatures
+        from imprint.methods import METHODS
+
         torch.set_num_threads(spec.cluster.threads_per_actor)
         # An actor has no terminal: the libraries' bars would be hundreds of lines in the driver's log.
         diffusers.utils.logging.disable_progress_bar()

@@ -28,6 +28,7 @@ from imprint.pipelines.tar import iter_members
 from imprint.training.batches import to_pixel_values
 from imprint.training.checkpoint import TrainingState, latest_checkpoint
 from imprint.training.ema import Ema
+from imprint.training.engines.base import on_device
 from imprint.training.engines.torch import TorchEngine
 from imprint.training.flops import count_first
 from imprint.training.loop import Guard, Hooks, train
@@ -148,10 +149,11 @@ def run_training(
         hooks.on_step = on_step  # type: ignore[method-assign]
     device = next(objective.parameters()).device
     stream = make_batches(resume.step if resume else 0)
-    flops, stream = count_first(objective, stream, spec.engine.precision, device)
+    engine = on_device(spec.engine, device)
+    flops, stream = count_first(objective, stream, engine.precision, device)
     state = train(
         stream,
-        TorchEngine(objective, spec.engine, spec.training.optimizer),
+        TorchEngine(objective, engine, spec.training.optimizer),
         spec.training,
         seed=spec.seed,
         resume=resume,

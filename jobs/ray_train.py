@@ -33,7 +33,7 @@ from imprint.tracking.journal import write_journal
 from imprint.training.batches import collate
 from imprint.training.checkpoint import TrainingState, latest_checkpoint
 from imprint.training.ema import Ema
-from imprint.training.engines.base import Engine
+from imprint.training.engines.base import Engine, on_device
 from imprint.training.engines.deepspeed import DeepSpeedEngine
 from imprint.training.engines.torch import TorchEngine
 from imprint.training.flops import count_first
@@ -256,7 +256,9 @@ def train_rank(
     if resume is None and afresh is not None:
         afresh()
     training = spec.training.on_workers(dist.get_world_size(), spec.cluster.max_workers)
-    engine = make_engine(objective, spec.engine, training)
+    device = next(objective.parameters()).device
+    how = on_device(spec.engine, device)
+    engine = make_engine(objective, how, training)
     batches = micro_batches(
         ray.train.get_dataset_shard("train"),
         training.micro_batch_size(engine.world_size),
@@ -266,9 +268,8 @@ def train_rank(
     )
     hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)
     note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
-    device = next(objective.parameters()).device
     # Before the engine takes the objective apart, which it does when training begins.
-    flops, batches = count_first(objective, batches, spec.engine.precision, device)
+    flops, batches = count_first(objective, batches, how.precision, device)
     return train(
         batches, engine, training, seed=spec.seed, resume=resume,
         checkpoints=(folders.checkpoints, spec.checkpoint), hooks=hooks,

@@ -84,7 +84,7 @@ def _pairs(model: SuperResolution, backbone: Backbone, pictures: Pictures, crop_
         )
     latents, low = [], []
     model.vae.to(memory_format=torch.channels_last)  # type: ignore[union-attr]
-    with computing("bf16", model.device):
+    with computing("auto", model.device):
         starts = range(0, len(pictures.images), _ENCODE_BATCH)
         for start in track(starts, description="encoding pictures"):
             high = to_pixel_values(pictures.images[start : start + _ENCODE_BATCH])

@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
+# A dozen processes import torch, Ray and diffusers here; without byte code each would compile them anew.
+unset PYTHONDONTWRITEBYTECODE
 export PATH
 # Ray asks for tokens by itself where a token file lies in the home folder; this cluster is on loopback.
 export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0

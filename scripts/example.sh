@@ -4,6 +4,7 @@
 # Called by `make example-METHOD`. SUBJECTS=12 takes more of them; FRESH=1 trains anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # see demo.sh
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
 export PATH
 export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
@@ -17,13 +18,13 @@ objects=data/objects-64
 
 pretrain=()  # what is trained first: a job file with overrides
 encoder=null # what tuning starts from
-sampling="{steps: 16, guidance_scale: 4.0, precision: bf16}"
+sampling="{steps: 16, guidance_scale: 4.0, precision: auto}"
 both=false # whether objects are shown as well
-middle="timestep_logits: [-0.5, 1.0], precision: bf16, mask_loss: false"
+middle="timestep_logits: [-0.5, 1.0], precision: auto, mask_loss: false"
 # The same pictures, steps and batch as E4T's tuning.
 lora="{method: lora, steps: 15, batch_size: 16, lora: {learning_rate: 1.0e-2}, $middle}"
 # A word says most where the noise is high.
-word="{method: textual_inversion, steps: 40, batch_size: 8, learning_rate: 2.0e-2, timestep_logits: [1.0, 1.0], precision: bf16}"
+word="{method: textual_inversion, steps: 40, batch_size: 8, learning_rate: 2.0e-2, timestep_logits: [1.0, 1.0], precision: auto}"
 baseline="$lora"
 
 case "$method" in
@@ -48,7 +49,7 @@ taming)
     tuning="{method: taming}"
     ;;
 dreambooth)
-    tuning="{method: dreambooth, steps: 60, batch_size: 8, learning_rates: {unet: 1.0e-4}, prior: {images: 16, sampling: {steps: 12, precision: bf16}}, $middle}"
+    tuning="{method: dreambooth, steps: 60, batch_size: 8, learning_rates: {unet: 1.0e-4}, prior: {images: 16, sampling: {steps: 12, precision: auto}}, $middle}"
     both=true
     ;;
 lora)

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
+unset PYTHONDONTWRITEBYTECODE # see demo.sh
 export PATH
 # Ray asks for tokens by itself where a token file lies in the home folder; the tests' clusters are on loopback.
 export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0

@@ -16,7 +16,6 @@ from imprint.config.methods import TUNE_SPECS, E4TEncoderSpec, E4TSpec
 from imprint.errors import DataError
 from imprint.evaluation.columns import (
     COLUMNS,
-    Painter,
     as_tensors,
     columns_of,
     has_encoder,
@@ -24,6 +23,7 @@ from imprint.evaluation.columns import (
     to_pixels,
     to_uint8,
 )
+from imprint.evaluation.painter import Painter
 from imprint.evaluation.subjects import Picture, Subject
 from imprint.features.clip import ClipFeatures
 from imprint.methods import METHODS, e4t, lora

@@ -20,6 +20,10 @@ TimestepLogits = Annotated[
 ]
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+"""What products are computed in; `auto` is bf16 where the device has arithmetic for it, and fp32 elsewhere."""
+
+
 class OptimizerSpec(Section):
     """AdamW and its schedule."""
 
@@ -91,7 +95,10 @@ class EngineSpec(Section):
 
     name: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = Field(
+        "fp32",
+        description="auto: bf16 where the device has arithmetic for it, else fp32, as imitated bf16 is very slow",
+    )
     weights: Literal["fp32", "bf16"] = Field(
         "fp32", description="name: torch: what the network computes with; bf16 keeps fp32 copies in the optimizer"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from imprint.evaluation.metrics import (
     kernel_distance,
     text_similarity,
 )
-from imprint.evaluation.perceptual import Lpips
-from imprint.features.clip import ClipFeatures
-from imprint.features.image_backbone import ImageBackbone
+
+if TYPE_CHECKING:
+    from imprint.features.clip import ClipFeatures
+    from imprint.features.image_backbone import ImageBackbone
 
 Masker = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n 1 h w"]]
 """How surely each pixel belongs to the subject, 0 to 1."""
@@ -45,6 +47,11 @@ class FieldNetworks:
         Raises:
             BackboneError: a network cannot be loaded.
         """
+        # Here, since most evaluations have no such section and their driver would wait seconds for the imports.
+        from imprint.evaluation.perceptual import Lpips
+        from imprint.features.clip import ClipFeatures
+        from imprint.features.image_backbone import ImageBackbone
+
         return cls(
             clip=ClipFeatures.load(spec.clip, device=device) if spec.clip else None,
             dino=ImageBackbone.load(spec.dino, device=device) if spec.dino else None,

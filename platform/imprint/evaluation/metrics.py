@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics.image.kid import poly_mmd
 
 from imprint.errors import DataError
 
@@ -61,6 +60,8 @@ def kernel_distance(
     Raises:
         DataError: there are fewer than two pictures on a side, where the unbiased estimate has no value.
     """
+    from torchmetrics.image.kid import poly_mmd  # seconds to import, for those who ask for it alone
+
     size = min(subset_size, len(real), len(generated))
     if size < 2:
         raise DataError(f"KID: got {len(real)} real and {len(generated)} generated pictures, expected two of each")

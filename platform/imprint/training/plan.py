@@ -83,7 +83,7 @@ def job_cost(spec: Section) -> JobCost:
     modules = [*backbone.modules(), *([clip.model.visual] if clip else [])]
     frozen = sum(p.numel() * p.element_size() for m in modules for p in m.parameters() if id(p) not in held)
     assert frozen <= module_bytes(modules)
-    return JobCost(cost, trained, frozen, spec.engine.precision, spec.training.ema is not None)
+    return JobCost(cost, trained, frozen, on_gpu(spec.engine), spec.training.ema is not None)
 
 
 def plan_rows(spec: Section, job: JobCost, workers: Sequence[int], gpu: Gpu, mfu: float) -> list[Row]:
@@ -107,9 +107,14 @@ def plan_rows(spec: Section, job: JobCost, workers: Sequence[int], gpu: Gpu, mfu
     return rows
 
 
+def on_gpu(engine: EngineSpec) -> str:
+    """The precision on a GPU, where `auto` is bf16."""
+    return "bf16" if engine.precision == "auto" else engine.precision
+
+
 def stages(engine: EngineSpec) -> dict[str, EngineSpec]:
     """The engines that a plan compares, in the job's precision; DDP keeps fp32 weights in either."""
-    kept = {"precision": engine.precision}
+    kept = {"precision": on_gpu(engine)}
     return {
         "torch (DDP)": EngineSpec(**kept),
         **{f"ZeRO-{stage}": EngineSpec(name="deepspeed", zero_stage=stage, **kept) for stage in (1, 2, 3)},

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from imprint.config.base import Section
 from imprint.config.methods.super_resolution import SuperResolutionSampler
+from imprint.config.training import Precision
 
 
 class FusionSpec(Section):
@@ -56,7 +57,7 @@ class SampleSpec(Section):
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's share of fresh noise")
     negative_prompt: str = ""
     batch_size: int = Field(16, ge=1, description="Pictures in one forward of the UNet (twice as many with guidance)")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in")
+    precision: Precision = Field("fp32", description="What the networks compute in")
     super_resolution: SuperResolutionSampler = SuperResolutionSampler()
     fusion: FusionSpec | None = Field(None, description="Fusion sampling, for profusion alone; by default its defaults")
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from imprint.config.base import Section
+from imprint.config.training import Precision
 
 NOISE_AUGMENTATION = 1e-5
 """DreamBooth's, section 4.3; the model that it starts from was trained with 1e-3."""
@@ -26,7 +27,7 @@ class SuperResolutionSampler(Section):
     steps: int = Field(20, ge=1)
     guidance_scale: float = Field(1.0, ge=0, description="1 runs the conditional branch alone")
     batch_size: int = Field(4, ge=1, description="Pictures in one forward")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
 
 class SuperResolutionTuneSpec(Section):
@@ -48,4 +49,4 @@ class SuperResolutionTuneSpec(Section):
     )  # fmt: skip
     learning_rate: float = Field(1e-5, gt=0)
     storage: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="How the changes of the weights are kept")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in; weights stay fp32")
+    precision: Precision = Field("fp32", description="What the networks compute in; weights stay fp32")

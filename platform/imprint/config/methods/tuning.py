@@ -8,7 +8,7 @@ from pydantic import Field
 
 from imprint.config.base import Section
 from imprint.config.methods.prompts import DEFAULT_TEMPLATES
-from imprint.config.training import TimestepLogits
+from imprint.config.training import Precision, TimestepLogits
 
 
 class FewStepSpec(Section):
@@ -26,7 +26,7 @@ class FewStepSpec(Section):
     templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
     context_probability: float = Field(1.0, ge=0, le=1, description="Share of prompts that end with a given context")
     timestep_logits: TimestepLogits = None
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="What the networks compute in; weights stay fp32")
+    precision: Precision = Field("fp32", description="What the networks compute in; weights stay fp32")
     storage: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="How what was learned is kept; fp16 rounds changes of a weight below 6e-5 coarsely"
     )

@@ -8,8 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from imprint.backbone.precision import resolved
+from imprint.config.training import EngineSpec
 from imprint.training.batches import Batch
 from imprint.training.objective import StepOutput
+
+
+def on_device(spec: EngineSpec, device: torch.device) -> EngineSpec:
+    """The engine with the precision that it has on a device: fp32 or bf16, where the spec leaves it open."""
+    return spec.model_copy(update={"precision": resolved(spec.precision, device)})
 
 
 class Engine(Protocol):
