@@ -5,18 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprint.backbone import Backbone
 from imprint.backbone.published import build_published
 from imprint.config.methods import E4TSpec, TamingSpec
 from imprint.features.clip import ClipFeatures
+from imprint.methods.dreambooth import dreambooth_loss
 from imprint.methods.e4t.objective import E4TObjective
+from imprint.methods.subject_batch import noisy_batch
 from imprint.methods.taming import TamingObjective
-from imprint.objective import Batch, Objective
+from imprint.objective import Batch, Objective, StepOutput
 from imprint.training.objectives.denoising import DenoisingObjective
 
-JOBS = ("train_backbone", "pretrain_encoder", "finetune_joint")
+JOBS = ("train_backbone", "pretrain_encoder", "finetune_joint", "dreambooth")
+
+
+class DreamBoothLoss(Objective):
+    """Eq. 2 of DreamBooth on all weights: a batch's first half shows the subject, its second half the class.
+
+    Tuning itself makes such batches of a few pictures and steps on one device (`imprint.methods.dreambooth.tune`).
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.unet = backbone.unet.requires_grad_(True).train()
+        self.text_encoders = nn.ModuleList(backbone.text_encoders).requires_grad_(True).train()
+        self.backbone = (backbone,)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
+        (backbone,) = self.backbone
+        half = len(batch["captions"]) // 2
+        x0 = backbone.encode_images(batch["pixel_values"], generator)
+        subject, prior = (
+            noisy_batch(backbone, x0[rows], generator, batch["captions"][rows])
+            for rows in (slice(half), slice(half, None))
+        )
+        output = backbone.denoise(
+            torch.cat([subject.xt, prior.xt]), torch.cat([subject.timesteps, prior.timesteps]),
+            backbone.encode_text([*subject.prompts, *prior.prompts]),
+        )  # fmt: skip
+        return StepOutput(dreambooth_loss(output, subject, prior, backbone.schedule, prior_weight=1.0))
 
 
 def make_objective(job: str, *, small: bool) -> Objective:
@@ -27,6 +56,8 @@ def make_objective(job: str, *, small: bool) -> Objective:
         for module in (backbone.unet, *backbone.text_encoders):
             module.requires_grad_(True).train()
         return DenoisingObjective(backbone)
+    if job == "dreambooth":
+        return DreamBoothLoss(backbone)
     clip = ClipFeatures.load("imprint-tiny-clip")
     if job == "pretrain_encoder":
         return E4TObjective(backbone, E4TSpec(offsets={"vector_width": 8}), clip)
