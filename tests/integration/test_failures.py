@@ -1,4 +1,4 @@
-"""What a training run outlives on a real Ray: a rank that hangs, a node that is lost and one that comes, a lost head."""
+"""What a training run outlives on a real Ray: a rank that hangs, a node that is lost, one that comes, a lost head."""
 
 from __future__ import annotations
 
