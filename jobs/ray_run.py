@@ -18,7 +18,7 @@ from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.paths import path_or_name, resolve_path
 from imprint.errors import StorageError, TrainingError
 from imprint.jobs.progress import ProgressLine
-from imprint.jobs.ray_train import Folders, connect, fit
+from imprint.jobs.ray_fit import Folders, connect, fit
 from imprint.pipelines import quarantine
 from imprint.pipelines.shards import Shard, check_present, counted, find_sources
 from imprint.pipelines.stream import FrozenModels, StreamPlan
