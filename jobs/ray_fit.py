@@ -109,6 +109,7 @@ def fit(
                 if cluster.min_workers == cluster.max_workers
                 else (cluster.min_workers, cluster.max_workers)
             ),
+            elastic_resize_monitor_interval_s=cluster.resize_interval_s,
             use_gpu=bool(cluster.gpus_per_worker),
             resources_per_worker={"CPU": cluster.cpus_per_worker}
             | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}),

@@ -55,29 +55,31 @@ def test_a_rank_that_hangs_is_noticed_and_all_start_again(job: Job) -> None:
     assert "rank 0 hangs: in a forward or backward pass" in (job.root / "hung.log").read_text()
 
 
-def test_a_lost_node_is_done_without_and_a_new_one_is_used(job: Job) -> None:
+def test_a_new_node_is_used_and_a_lost_one_done_without(job: Job) -> None:
     """[1, 2] with room for one worker on each of two nodes; Prometheus sees the run meanwhile."""
-    split = {**TRAINING, "steps": STEPS, "gradient_accumulation": 2}
-    long = {**TRAINING, "steps": 20_000}
+    elastic = {"workers": [1, 2], "cpus_per_worker": 1.2, "resize_interval_s": 5}
     with ray_head(job) as head:
-        job.finish("one", job.start("one", training=split, **ONE_WORKER))
+        process = job.start("elastic", training={**TRAINING, "steps": 20_000}, cluster=elastic)
+        reaches(job, "elastic", process, 5)
         with ray_node(job) as node:
-            process = job.start("elastic", training=long, cluster={"workers": [1, 2], "cpus_per_worker": 1.2})
-            reaches(job, "elastic", process, 20)
+            reaches(job, "elastic", process, 0, start=2)
+            joined = max(job.losses("elastic"))
+            reaches(job, "elastic", process, joined + 10)
+            reported = wait_for_metric(head.metrics, "imprint_loss{", 'run="elastic"')
             kill_all(node)
-            reaches(job, "elastic", process, STEPS, start=2)
-        reported = wait_for_metric(head.metrics, 'imprint_loss{', 'run="elastic"')
-        with ray_node(job):
-            reaches(job, "elastic", process, STEPS, start=3)
-            begun = int(job.starts("elastic")[-1]["step"])
-            reaches(job, "elastic", process, begun + 5, start=3)
-            process.terminate()
-            assert process.wait(WAIT_S) == 1
-    assert [record["workers"] for record in job.starts("elastic")] == [2, 1, 2]
-    assert int(job.starts("elastic")[1]["step"]) >= 18, "it goes on from the newest checkpoint"
+            reaches(job, "elastic", process, 0, start=3)
+        lost = max(job.losses("elastic"))
+        reaches(job, "elastic", process, lost + 10)
+        process.terminate()
+        assert process.wait(WAIT_S) == 1
+        split = {**TRAINING, "steps": lost + 10, "gradient_accumulation": 2}
+        job.finish("one", job.start("one", training=split, **ONE_WORKER))
+    begun = [(int(record["workers"]), int(record["step"])) for record in job.starts("elastic")]
+    assert [workers for workers, _ in begun] == [1, 2, 1]
+    assert 0 == begun[0][1] < 4 <= begun[1][1] <= joined < begun[2][1] <= lost, "on from the newest checkpoint"
     found, expected = job.losses("elastic"), job.losses("one")
+    assert set(expected) == set(range(1, lost + 11))
     assert {step: found[step] for step in expected} == pytest.approx(expected, rel=1e-4)
-    assert set(found) == set(range(1, max(found) + 1)), "no step is left out"
     assert min(expected.values()) / 10 < reported < 10 * max(expected.values())
 
 
