@@ -1,4 +1,7 @@
-"""A run that goes on with another number of workers, 1 -> 2 -> 1: the losses of a run of one size at every stage."""
+"""A run that goes on with another number of workers, 1 -> 2 -> 1: the losses of a run of one size at every stage.
+
+One run changes its engine with each leg as well.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 BATCH, STEPS = 8, 12
 LEGS = ((1, 4), (2, 8), (1, 12))  # workers, and the step until which they train
 ENGINES = {
-    "fixed": EngineSpec(),
     "torch": EngineSpec(),
     "stage-2": EngineSpec(name="deepspeed", zero_stage=2),
     "stage-3": EngineSpec(name="deepspeed", zero_stage=3),
 }
-RESIZED = [name for name in ENGINES if name != "fixed"]
+RUNS = {name: (name,) * len(LEGS) for name in ENGINES} | {"mixed": ("torch", "stage-3", "stage-2")}
 
 
 def pictures(step: int, first: int, size: int) -> Batch:
@@ -46,8 +48,8 @@ def batches(rank: int, passes: int, size: int, step: int) -> Iterator[Batch]:
         step += 1
 
 
-def leg(rank: int, workers: int, port: int, folder: str, until: dict[str, int]) -> None:
-    """Each of these runs, from where it is to the step that `until` says."""
+def leg(rank: int, workers: int, port: int, folder: str, runs: dict[str, str], last: int) -> None:
+    """Each of these runs under its engine, from where it is to the step `last`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     optimizer = OptimizerSpec(learning_rate=1e-2, clip_norm=0.5, schedule="cosine", warmup_steps=2)
@@ -57,21 +59,17 @@ def leg(rank: int, workers: int, port: int, folder: str, until: dict[str, int]) 
     passes = whole.gradient_accumulation
 
     class UntilThere(Recorder):
-        def __init__(self, last: int) -> None:
-            super().__init__()
-            self.last = last
-
         def should_stop(self) -> bool:
-            return max(self.losses) == self.last
+            return max(self.losses) == last
 
-    for name, last in until.items():
-        spec = ENGINES[name]
+    for name, chosen in runs.items():
+        spec = ENGINES[chosen]
         engine: Engine = (
             TorchEngine(Regression(), spec, optimizer)
             if spec.name == "torch"
             else DeepSpeedEngine(Regression(), spec, optimizer, accumulation=passes)
         )
-        place, hooks = Path(folder) / name, UntilThere(last)
+        place, hooks = Path(folder) / name, UntilThere()
         resume = latest_checkpoint(place)
         train(
             batches(rank, passes, whole.micro_batch_size(workers), resume.step if resume else 0), engine, whole,
@@ -83,11 +81,11 @@ def leg(rank: int, workers: int, port: int, folder: str, until: dict[str, int]) 
     dist.destroy_process_group()
 
 
-def start(workers: int, folder: Path, until: dict[str, int]) -> None:
+def start(workers: int, folder: Path, runs: dict[str, str], last: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(leg, (workers, port, str(folder), until), nprocs=workers)
+    mp.spawn(leg, (workers, port, str(folder), runs, last), nprocs=workers)
 
 
 def losses(folder: Path, name: str) -> dict[int, float]:
@@ -97,14 +95,15 @@ def losses(folder: Path, name: str) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every engine through the legs, and plain torch on one worker from the first step to the last."""
+    """Every run through the legs, and plain torch on one worker from the first step to the last."""
     place = tmp_path_factory.mktemp("sizes")
-    for workers, until in LEGS:
-        start(workers, place, dict.fromkeys(RESIZED, until) | ({"fixed": STEPS} if until == STEPS else {}))
+    for number, (workers, last) in enumerate(LEGS):
+        fixed = {"fixed": "torch"} if last == STEPS else {}
+        start(workers, place, {name: engines[number] for name, engines in RUNS.items()} | fixed, last)
     return place
 
 
-@pytest.mark.parametrize("name", RESIZED)
+@pytest.mark.parametrize("name", RUNS)
 def test_one_then_two_then_one(name: str, folder: Path) -> None:
     expected, found = losses(folder, "fixed"), losses(folder, name)
     assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
