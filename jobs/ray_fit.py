@@ -85,13 +85,13 @@ def connect(*, dashboard: bool = False) -> None:
 
 
 def fit(
-    worker: Callable[[dict[str, Any]], None],
+    worker: str,
     config: dict[str, Any],
     cluster: ClusterSpec,
     folders: Folders,
     make_plan: Callable[[], StreamPlan],
 ) -> None:
-    """Run `worker` on every rank, again from the newest checkpoint when a worker is lost, until it ends.
+    """Run `worker` ("module:function") on every rank, again from the newest checkpoint when one is lost, until it ends.
 
     `make_plan` is called at every start of the workers: it reads the position from the newest checkpoint.
 
@@ -101,7 +101,7 @@ def fit(
     """
     trainer = TorchTrainer(
         _call,
-        train_loop_config={**config, "worker": f"{worker.__module__}:{worker.__qualname__}"},
+        train_loop_config={**config, "worker": worker},
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(
@@ -136,7 +136,7 @@ def fit(
 
 
 def _call(config: dict[str, Any]) -> None:
-    """What every rank runs: the worker by its name, which the controller need not import."""
+    """What every rank runs."""
     module, _, name = config["worker"].partition(":")
     getattr(import_module(module), name)(config)
 

@@ -36,10 +36,10 @@ class StoppedError(TrainingError):
 
 @dataclass(frozen=True)
 class ClusterRun:
-    """What differs between jobs: `worker` runs on every rank, `result` is the folder it leaves in the run's own, and
-    `log_result` puts that folder into MLflow."""
+    """What differs between jobs: `worker` ("module:function") runs on every rank, `result` is the folder that it leaves
+    in the run's own, and `log_result` puts that folder into MLflow."""
 
-    worker: Callable[[dict[str, Any]], None]
+    worker: str
     result: str
     log_result: Callable[[TrackedRun, Path], None]
     cross_reference: CrossReference | None = None

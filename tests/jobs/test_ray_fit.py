@@ -11,10 +11,9 @@ from imprint.errors import DataError, ImprintError
 from imprint.jobs.ray_fit import our_error
 
 
-def test_the_controller_of_a_run_imports_no_model() -> None:
-    """What it unpickles: the call of the worker, and the function that makes the plan of the stream."""
+def test_driver_and_controller_of_a_run_import_no_model() -> None:
     code = (
-        "import sys; import imprint.jobs.ray_fit, imprint.jobs.ray_run; "
+        "import sys; import imprint.jobs.cluster_jobs; "
         "print([name for name in ('diffusers', 'transformers', 'open_clip', 'torchvision') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
