@@ -23,6 +23,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPT), "--small", "--steps", "20", "--engines", *EXACT, *ROUNDED]
     done = subprocess.run([*command, "--json", str(target)], capture_output=True, text=True, timeout=1700, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)  # pytest -s shows the matrix
     assert done.stdout.count("largest difference of a loss") == len(JOBS)
     return json.loads(target.read_text())["jobs"]
 
