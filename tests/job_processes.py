@@ -21,7 +21,7 @@ import psutil
 import yaml
 
 BIN = Path(sys.executable).parent
-WAIT_S = 300
+WAIT_S = 600  # a busy machine takes minutes to import what a worker needs
 ONE_WORKER = {"cluster": {"workers": 1, "cpus_per_worker": 0.5}}
 
 
@@ -33,6 +33,7 @@ class Job:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
         self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         self.env |= {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", "RAY_worker_register_timeout_seconds": "300"}
+        self.env["RAY_worker_niceness"] = "0"  # of 15, Ray's default, workers starve beside whatever else is busy
 
     def start(self, name: str, **changes: object) -> subprocess.Popen[bytes]:
         file = self.root / f"{name}.yaml"
