@@ -45,7 +45,7 @@ def reaches(job: Job, name: str, process: subprocess.Popen[bytes], step: int, *,
 
 def test_a_rank_that_hangs_is_noticed_and_all_start_again(job: Job) -> None:
     """Rank 1 is stopped, as a broken link or a stuck driver would: rank 0 waits for it and ends itself."""
-    two = {"workers": 2, "cpus_per_worker": 0.25, "hang_timeout_s": 15}
+    two = {"workers": 2, "cpus_per_worker": 0.25, "hang_timeout_s": 30}
     with ray_head(job):
         process = job.start("hung", cluster=two)
         reaches(job, "hung", process, 5)
