@@ -76,6 +76,7 @@ class Chaos:
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
         self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         self.env |= {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", "RAY_worker_register_timeout_seconds": "300"}
+        self.env["RAY_worker_niceness"] = "0"  # of 15, Ray's default, workers starve beside whatever else is busy
         if not (self.folder / "shards").is_dir():
             make_inputs(self.folder)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import platform
 import socket
@@ -70,24 +71,28 @@ def main() -> None:
     options = parser.parse_args()
     names = [REFERENCE, *(name for name in options.engines if name != REFERENCE)]
     found: dict[str, Any] = {"steps": options.steps, "small": options.small, "machine": _machine(), "jobs": {}}
-    for job in options.jobs:
-        found["jobs"][job] = compare(job, names, options.steps, small=options.small)
-        print(table(job, found["jobs"][job]), flush=True)
+    for job, results in compare(options.jobs, names, options.steps, small=options.small).items():
+        found["jobs"][job] = results
+        print(table(job, results), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def compare(job: str, names: list[str], steps: int, *, small: bool) -> dict[str, dict[str, Any]]:
-    """One job under each engine against the first of them."""
-    results: dict[str, dict[str, Any]] = {}
+def compare(jobs: list[str], names: list[str], steps: int, *, small: bool) -> dict[str, dict[str, dict[str, Any]]]:
+    """Each job under each engine against the first of them; `REFERENCE` must be that."""
     with tempfile.TemporaryDirectory(prefix="imprint-engines-") as folder:
         for workers in (1, 2):
             chosen = [name for name in names if ENGINES[name][0] == workers]
             if chosen:
-                mp.spawn(_worker, (workers, _free_port(), folder, job, chosen, steps, small), nprocs=workers)
-        for name in names:
-            results[name] = json.loads((Path(folder) / f"{name}.json").read_text())
-        weights = {name: torch.tensor(results[name].pop("weights"), dtype=torch.float64) for name in names}
+                mp.spawn(_worker, (workers, _free_port(), folder, jobs, chosen, steps, small), nprocs=workers)
+        return {job: _against_first(Path(folder) / job, names) for job in jobs}
+
+
+def _against_first(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = {
+        name: json.loads((folder / f"{name}.json").read_text()) for name in names
+    }  # fmt: skip
+    weights = {name: torch.tensor(results[name].pop("weights"), dtype=torch.float64) for name in names}
     reference = results[REFERENCE]
     for name, result in results.items():
         result["loss_difference"] = _largest(result["losses"], reference["losses"])
@@ -115,39 +120,43 @@ class _Trace(Hooks):
 
 
 def _worker(
-    rank: int, workers: int, port: int, folder: str, job: str, names: list[str], steps: int, small: bool
+    rank: int, workers: int, port: int, folder: str, jobs: list[str], names: list[str], steps: int, small: bool
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    for name in names:
-        gc.collect()
-        objective = make_objective(job, small=small)
-        trains = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        optimizer = OptimizerSpec(learning_rate=1e-4, warmup_steps=5)
-        passes = BATCH // MICRO // workers
-        spec = TrainingSpec(
-            steps=steps, batch_size=BATCH, gradient_accumulation=passes, optimizer=optimizer, log_every=1
-        )
-        kind = ENGINES[name][1]
-        engine: Engine = (
-            TorchEngine(objective, kind, optimizer)
-            if kind.name == "torch"
-            else DeepSpeedEngine(objective, kind, optimizer, accumulation=passes)
-        )
-        trace, began = _Trace(), time.perf_counter()
-        before = live_bytes(_tensors())
-        held: list[int] = []
-        _before_each_step(engine, lambda held=held: held.append(live_bytes(_tensors())))
-        state = train(micro_batches(job, rank, passes, MICRO, small=small), engine, spec, hooks=trace)
-        if rank == 0:
-            record = {
-                "losses": trace.losses, "norms": trace.norms, "seconds": time.perf_counter() - began,
-                "trains": trains, "weights": _sample(state.parameters),
-                "state_bytes": held[-1] - before + 4 * trains, "planned_bytes": state_bytes(trains, kind, workers).all,
-            }  # fmt: skip
-            (Path(folder) / f"{name}.json").write_text(json.dumps(record))
-        del engine, objective, state
+    for job in jobs:
+        for name in names:
+            gc.collect()
+            record = _run(job, name, rank, workers, steps, small=small)
+            if rank == 0:
+                (Path(folder) / job).mkdir(exist_ok=True)
+                (Path(folder) / job / f"{name}.json").write_text(json.dumps(record))
     dist.destroy_process_group()
+
+
+def _run(job: str, name: str, rank: int, workers: int, steps: int, *, small: bool) -> dict[str, Any]:
+    """One job under one engine, on this rank."""
+    objective = make_objective(job, small=small)
+    trains = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    optimizer = OptimizerSpec(learning_rate=1e-4, warmup_steps=5)
+    passes = BATCH // MICRO // workers
+    spec = TrainingSpec(steps=steps, batch_size=BATCH, gradient_accumulation=passes, optimizer=optimizer, log_every=1)
+    kind = ENGINES[name][1]
+    engine: Engine = (
+        TorchEngine(objective, kind, optimizer)
+        if kind.name == "torch"
+        else DeepSpeedEngine(objective, kind, optimizer, accumulation=passes)
+    )
+    trace, began = _Trace(), time.perf_counter()
+    before = live_bytes(_tensors())
+    held: list[int] = []
+    _before_step(engine, steps, lambda: held.append(live_bytes(_tensors())))
+    state = train(micro_batches(job, rank, passes, MICRO, small=small), engine, spec, hooks=trace)
+    return {
+        "losses": trace.losses, "norms": trace.norms, "seconds": time.perf_counter() - began,
+        "trains": trains, "weights": _sample(state.parameters),
+        "state_bytes": held[0] - before + 4 * trains, "planned_bytes": state_bytes(trains, kind, workers).all,
+    }  # fmt: skip
 
 
 def _tensors() -> list[Tensor]:
@@ -158,11 +167,13 @@ def _tensors() -> list[Tensor]:
         return [*found, *(t.grad for t in found if t.is_leaf and t.grad is not None)]
 
 
-def _before_each_step(engine: Engine, call: Callable[[], None]) -> None:
-    step = engine.step
+def _before_step(engine: Engine, number: int, call: Callable[[], None]) -> None:
+    """Once, since to look through all objects of the process takes longer than a step."""
+    step, left = engine.step, itertools.count(number - 1, -1)
 
     def watched(learning_rate: float) -> Tensor:
-        call()
+        if next(left) == 0:
+            call()
         return step(learning_rate)
 
     engine.step = watched  # type: ignore[method-assign]

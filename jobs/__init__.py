@@ -12,11 +12,11 @@ from imprint.errors import ConfigError
 # kind -> "module:function"; a string, so that checking a job file imports neither Ray nor torch.
 RUNNERS: dict[str, str] = {
     "evaluate": "imprint.jobs.evaluate:run",
-    "finetune_joint": "imprint.jobs.finetune_joint:run",
+    "finetune_joint": "imprint.jobs.cluster_jobs:finetune_joint",
     "prepare_faces": "imprint.jobs.prepare:run_faces",
     "prepare_objects": "imprint.jobs.prepare:run_objects",
     "prepare_shards": "imprint.jobs.prepare_shards:run",
-    "pretrain_encoder": "imprint.jobs.pretrain_encoder:run",
+    "pretrain_encoder": "imprint.jobs.cluster_jobs:pretrain_encoder",
     "train_backbone": "imprint.jobs.tiny:run_backbone",
     "train_face_attributes": "imprint.jobs.train_face_attributes:run",
     "train_super_resolution": "imprint.jobs.train_super_resolution:run",

@@ -30,8 +30,8 @@ from imprint.evaluation.identity import find_network, load_network
 from imprint.evaluation.report import Report
 from imprint.evaluation.scoring import Scorer
 from imprint.evaluation.subjects import Picture, Subject, collect_subjects, parse_attributes, showing, somebody_else
+from imprint.jobs.ray_fit import connect, our_error
 from imprint.jobs.ray_run import path_or_name
-from imprint.jobs.ray_train import connect, our_error
 from imprint.pipelines.order import plan
 from imprint.pipelines.reading import ReadOptions, read_slice
 from imprint.pipelines.shards import check_present, counted, find_shards

@@ -1,7 +1,7 @@
-"""`finetune_joint`: a domain's and general shards -> triplets -> Ray Train workers -> a network of the Taming Encoder.
+"""One worker of `finetune_joint`: it trains the whole network, or the new attentions alone, on triplets.
 
-The driver is that of every cluster job (`imprint.jobs.ray_run`). The workers train the whole network, or the new
-attentions alone, and write checkpoints and, at the end, `<run>/network`: a diffusers folder and the attentions.
+It writes checkpoints and, at the end, `<run>/network`: a diffusers folder and the attentions. Its driver is in
+`imprint.jobs.cluster_jobs`.
 """
 
 from __future__ import annotations
@@ -21,44 +21,15 @@ from imprint.backbone import Backbone
 from imprint.config.jobs.cluster import GridSpec
 from imprint.config.jobs.finetune import FinetuneJoint
 from imprint.features.clip import ClipFeatures
-from imprint.jobs.ray_run import ClusterRun, absolute_paths, path_or_name
 from imprint.jobs.ray_train import leads, start_worker, train_rank
 from imprint.jobs.sample_grid import first_rows, write_grid
 from imprint.methods.taming import TamingObjective, TamingParts, sample_objects, save_network
 from imprint.methods.taming.artifact import load_network_state
-from imprint.pipelines.triplets import CrossReference
-from imprint.tracking.run import TrackedRun
 from imprint.training.apply import apply_engine_options
 from imprint.training.batches import collate_triplets, to_pixel_values
 from imprint.training.checkpoint import TrainingState
 
 RESULT = "network"
-
-
-def run(spec: FinetuneJoint, *, job_file: Path | None, source: str) -> None:
-    """Run the job to its end, or on from where a run of the same name stopped.
-
-    Raises:
-        DataError, ShardError: shards are missing or cut; nothing was started.
-        StorageError: the run's folder may not be written.
-        TrainingError: workers were lost too often, or the loss is not finite.
-    """
-    triplets = spec.triplets
-    cross_reference = CrossReference(triplets.cross_reference, triplets.domain_sources, triplets.identity_key)
-    ClusterRun(train_worker, RESULT, log_network, cross_reference).drive(with_absolute_paths(spec), source)
-
-
-def with_absolute_paths(spec: FinetuneJoint) -> FinetuneJoint:
-    """The spec with paths that hold in a worker, which runs in a folder of its own."""
-    encoder = spec.method.object_encoder
-    encoder = encoder.model_copy(update={"clip": path_or_name(encoder.clip)})
-    method = spec.method.model_copy(update={"object_encoder": encoder})
-    return spec.model_copy(update=absolute_paths(spec) | {"method": method})
-
-
-def log_network(tracked: TrackedRun, folder: Path) -> None:
-    """Log the attentions and their record; the model's folder is as large as its backbone, and stays where it is."""
-    tracked.log_file(folder / "parts", RESULT)
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def run(spec: PrepareShards, *, job_file: Path | None, source: str) -> None:
                 spec, lambda doing, done, total: bar.update(tasks[doing], completed=done, total=total), _connect
             )
         except Exception as error:  # Ray wraps what a task raises in classes of its own
-            from imprint.jobs.ray_train import our_error
+            from imprint.jobs.ray_fit import our_error
 
             ours = our_error(error)
             if ours is not None:
@@ -47,7 +47,7 @@ def run(spec: PrepareShards, *, job_file: Path | None, source: str) -> None:
 
 
 def _connect() -> None:
-    from imprint.jobs.ray_train import connect  # loads torch and Ray Train, which a run without Ray does not need
+    from imprint.jobs.ray_fit import connect  # loads torch and Ray Train, which a run without Ray does not need
 
     connect()
 

@@ -1,8 +1,6 @@
-"""`pretrain_encoder`: shards -> captions -> masks -> Ray Train workers -> an encoder.
+"""One worker of `pretrain_encoder`: it trains, and writes checkpoints and the encoder.
 
-The driver (`imprint.jobs.ray_run`) checks what can be checked before anything starts, follows the run's journal to the
-terminal and to MLflow, and logs the finished encoder. The workers (`train_worker`) train and write checkpoints and the
-encoder.
+Its driver is in `imprint.jobs.cluster_jobs`.
 """
 
 from __future__ import annotations
@@ -17,38 +15,15 @@ import torch
 from imprint.backbone import Backbone
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.features.clip import ClipFeatures
-from imprint.jobs.ray_run import ClusterRun, absolute_paths, path_or_name
 from imprint.jobs.ray_train import leads, start_worker, train_rank
 from imprint.jobs.sample_grid import SampleGrid
 from imprint.methods import METHODS
 from imprint.methods.pretrained import find_encoder, load_state, save_encoder
 from imprint.methods.pretraining import EncoderObjective
-from imprint.tracking.run import TrackedRun
 from imprint.training.apply import apply_engine_options
 from imprint.training.checkpoint import TrainingState
 
 RESULT = "encoder"
-
-
-def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
-    """Run the job to its end, or on from where a run of the same name stopped.
-
-    Raises:
-        DataError, ShardError: shards are missing or cut; nothing was started.
-        StorageError: the run's folder may not be written.
-        TrainingError: workers were lost too often, or the loss is not finite.
-    """
-    ClusterRun(train_worker, RESULT, TrackedRun.log_encoder).drive(with_absolute_paths(spec), source)
-
-
-def with_absolute_paths(spec: PretrainEncoder) -> PretrainEncoder:
-    """The spec with paths that hold in a worker, which runs in a folder of its own."""
-    encoder = spec.method.encoder.model_copy(update={"clip": path_or_name(spec.method.encoder.clip)})
-    update = absolute_paths(spec) | {
-        "initialize_from": spec.initialize_from and path_or_name(spec.initialize_from),
-        "method": spec.method.model_copy(update={"encoder": encoder}),
-    }
-    return spec.model_copy(update=update)
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.paths import path_or_name, resolve_path
 from imprint.errors import StorageError, TrainingError
 from imprint.jobs.progress import ProgressLine
-from imprint.jobs.ray_train import Folders, connect, fit
+from imprint.jobs.ray_fit import Folders, connect, fit
 from imprint.pipelines import quarantine
 from imprint.pipelines.shards import Shard, check_present, counted, find_sources
 from imprint.pipelines.stream import FrozenModels, StreamPlan
@@ -36,10 +36,10 @@ class StoppedError(TrainingError):
 
 @dataclass(frozen=True)
 class ClusterRun:
-    """What differs between jobs: `worker` runs on every rank, `result` is the folder it leaves in the run's own, and
-    `log_result` puts that folder into MLflow."""
+    """What differs between jobs: `worker` ("module:function") runs on every rank, `result` is the folder that it leaves
+    in the run's own, and `log_result` puts that folder into MLflow."""
 
-    worker: Callable[[dict[str, Any]], None]
+    worker: str
     result: str
     log_result: Callable[[TrackedRun, Path], None]
     cross_reference: CrossReference | None = None

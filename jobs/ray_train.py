@@ -1,4 +1,7 @@
-"""A training run on Ray Train: what every job that trains on a cluster does around its objective."""
+"""One worker of a training run on Ray Train: what every job that trains on a cluster does around its objective.
+
+Heavy to import, since models come with it; the driver's side (`imprint.jobs.ray_fit`) is not.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,20 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.data import DataIterator
-from ray.data.context import DataContext
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from torch import Tensor
 
 from imprint.config.jobs.cluster import ClusterJob
 from imprint.config.training import ClusterSpec, EngineSpec, TrainingSpec
-from imprint.errors import ImprintError, TrainingError
+from imprint.jobs.ray_fit import Folders
 from imprint.objective import Batch, Objective
-from imprint.pipelines.stream import StreamDataConfig, StreamPlan
 from imprint.tracking.journal import write_journal
 from imprint.training.batches import collate
 from imprint.training.checkpoint import TrainingState, latest_checkpoint
@@ -40,153 +37,6 @@ from imprint.training.flops import count_first
 from imprint.training.loop import Guard, Hooks, train
 
 log = logging.getLogger(__name__)
-STOP = "stop"  # a file of this name in the run's folder asks the workers to save and stop
-_LOCAL_CPUS = 2
-# Ray gives up on its own processes after half a minute or one, which is short on a busy machine.
-_PATIENCE = {
-    "RAY_raylet_start_wait_time_s": "300",
-    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
-    "RAY_worker_register_timeout_seconds": "300",
-}
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where a run keeps what; every worker must see it."""
-
-    run: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.run / "checkpoints"
-
-    @property
-    def quarantine(self) -> Path:
-        return self.run / "quarantine"
-
-    @property
-    def samples(self) -> Path:
-        return self.run / "samples"
-
-    @property
-    def stop(self) -> Path:
-        return self.run / STOP
-
-
-def connect(*, dashboard: bool = False) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job; without one, start Ray here.
-
-    `dashboard` starts Ray's dashboard with it, on loopback.
-
-    Raises:
-        TrainingError: no cluster answers at RAY_ADDRESS.
-    """
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if "RAY_ADDRESS" not in os.environ:
-        for name, seconds in _PATIENCE.items():
-            os.environ.setdefault(name, seconds)
-        options |= {"num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": dashboard}
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises bare Exceptions where its processes do not come up
-        place = os.environ.get("RAY_ADDRESS")
-        doing = f"connecting to Ray at {place}" if place else "starting Ray on this machine"
-        hint = "start the cluster, or unset RAY_ADDRESS to run on this machine alone" if place else "see /tmp/ray"
-        raise TrainingError(f"{doing}: {error}; {hint}") from error
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-
-
-def fit(
-    worker: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    cluster: ClusterSpec,
-    folders: Folders,
-    make_plan: Callable[[], StreamPlan],
-) -> None:
-    """Run `worker` on every rank, again from the newest checkpoint when a worker is lost, until it ends.
-
-    `make_plan` is called at every start of the workers: it reads the position from the newest checkpoint.
-
-    Raises:
-        ImprintError: the one that a worker or the data plane raised; it is not retried.
-        TrainingError: more workers were lost than `cluster.max_failures`.
-    """
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=(
-                cluster.max_workers
-                if cluster.min_workers == cluster.max_workers
-                else (cluster.min_workers, cluster.max_workers)
-            ),
-            use_gpu=bool(cluster.gpus_per_worker),
-            resources_per_worker={"CPU": cluster.cpus_per_worker}
-            | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}),
-        ),
-        run_config=RunConfig(
-            name=folders.run.name,
-            storage_path=str(folders.run / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[StopAtOurErrors()],
-        ),
-        datasets={"train": make_plan},
-        dataset_config=StreamDataConfig(),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        ours = our_error(error)
-        if ours is not None:
-            raise ours from error
-        raise TrainingError(
-            f"training on Ray: {_last_line(error)}; workers were lost more than cluster.max_failures="
-            f"{cluster.max_failures} times. Submit again to go on from the last checkpoint"
-        ) from error
-
-
-class StopAtOurErrors(UserCallback):
-    """An error of ours (bad data, a loss that is not finite) comes back at every retry, so Ray must not retry it."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            ours = our_error(error)
-            if ours is not None:
-                raise ours
-
-
-def our_error(error: BaseException | None) -> ImprintError | None:
-    """The ImprintError inside an error of Ray, whichever way it is wrapped."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, ImprintError):
-            # Ray's own subclass of both errors does not pickle; give the plain one back.
-            kind = next(k for k in type(current).__mro__ if k.__module__ == ImprintError.__module__)
-            return kind(current.message, **current.where)
-        queue += [getattr(current, name, None) for name in _WRAPPED]
-        queue += list(getattr(current, "worker_failures", {}).values())
-    return None
-
-
-_WRAPPED = ("__cause__", "__context__", "cause", "_base_exc", "controller_failure")
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-# -- inside a worker ----------------------------------------------------------------------------------------
 
 
 def start_worker(cluster: ClusterSpec) -> torch.device:

@@ -93,17 +93,6 @@ def test_sigterm_saves_and_stops_and_a_second_submit_ends_the_run(job: Job, clus
     assert [int(record["step"]) for record in job.starts("stopped")] == [0, reached]
 
 
-def test_a_rank_that_hangs_is_noticed_and_all_start_again(job: Job, cluster: None) -> None:
-    """Rank 1 is stopped, as a broken link or a stuck driver would: rank 0 waits for it and ends itself."""
-    two = {"workers": 2, "cpus_per_worker": 0.25, "hang_timeout_s": 15}
-    process = job.start("hung", training=LONG, cluster=two)
-    job.wait_for("hung", process, lambda: max(job.losses("hung"), default=0) >= 5)
-    os.kill(int(job.starts("hung")[0]["pids"][1]), signal.SIGSTOP)
-    job.finish("hung", process)
-    assert len(job.starts("hung")) == 2 and set(job.losses("hung")) == set(range(1, 121))
-    assert "rank 0 hangs: in a forward or backward pass" in (job.root / "hung.log").read_text()
-
-
 def test_as_many_workers_as_there_is_room_for(job: Job, cluster: None) -> None:
     """[1, 2] takes two here, with the losses of one worker that makes two passes a step."""
     split = {**job.spec["training"], "gradient_accumulation": 2}

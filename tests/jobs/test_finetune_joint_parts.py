@@ -16,7 +16,8 @@ from imprint.backbone import Backbone
 from imprint.config.jobs import FinetuneJoint
 from imprint.config.jobs.cluster import GridSpec
 from imprint.features.clip import ClipFeatures
-from imprint.jobs.finetune_joint import TamingGrid, apart_from, with_absolute_paths
+from imprint.jobs.cluster_jobs import with_absolute_network
+from imprint.jobs.finetune_joint import TamingGrid, apart_from
 from imprint.methods.taming import TamingObjective
 from imprint.pipelines.reading import ReadOptions
 from imprint.pipelines.shards import find_shards
@@ -86,7 +87,7 @@ def test_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         FinetuneJoint.model_validate(spec.model_dump() | {"triplets": {"domain_sources": (2,)}})
     (tmp_path / "clip").mkdir()
     monkeypatch.setenv("IMPRINT_ROOT", str(tmp_path))
-    absolute = with_absolute_paths(spec_of(Path("shards"), object_encoder={"clip": "clip"}))
+    absolute = with_absolute_network(spec_of(Path("shards"), object_encoder={"clip": "clip"}))
     assert absolute.data.places == (str(tmp_path / "shards"),) * 2
     assert absolute.method.object_encoder.clip == str(tmp_path / "clip")
     assert absolute.backbone == "imprint-tiny" and absolute.runs == str(tmp_path / "runs")

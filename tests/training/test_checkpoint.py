@@ -1,6 +1,8 @@
 """Checkpoints: whole or refused, newest whole one used, nothing left behind by a full disk."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,33 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
         save_checkpoint(tmp_path, state(2), keep=2)
     assert written
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
+                    reason="needs a namespace of its own to mount a small disk in")  # fmt: skip
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """A tmpfs with room for one checkpoint and a half, in a namespace that ends with the process."""
+    program = """
+import sys
+from pathlib import Path
+import torch
+from imprint.errors import StorageError
+from imprint.training.checkpoint import TrainingState, latest_checkpoint, save_checkpoint
+place = Path(sys.argv[1])
+for step in (1, 2):
+    state = TrainingState(step, step, {"weight": torch.ones(100_000)}, {"exp_avg/weight": torch.ones(100_000)})
+    try:
+        save_checkpoint(place, state, keep=5)
+    except StorageError as error:
+        print(error)
+print([path.name for path in place.iterdir()], latest_checkpoint(place).step)
+"""
+    mount = 'mount -t tmpfs -o size=1200k none "$1" && exec "$2" -c "$3" "$1"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, "sh", tmp_path, sys.executable, program],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said, left = done.stdout.strip().splitlines()
+    assert "writing checkpoint" in said and "free some space" in said
+    assert left == "['step-00000001'] 1"

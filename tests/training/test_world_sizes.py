@@ -1,4 +1,7 @@
-"""A run that goes on with another number of workers, 1 -> 2 -> 1: the losses of a run of one size at every stage."""
+"""A run that goes on with another number of workers, 1 -> 2 -> 1: the losses of a run of one size at every stage.
+
+One run changes its engine with each leg as well.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_loop import Recorder, Regression
-from torch import Tensor
 
 from imprint.config.training import CheckpointSpec, EmaSpec, EngineSpec, OptimizerSpec, TrainingSpec
 from imprint.objective import Batch
@@ -30,6 +32,7 @@ ENGINES = {
     "stage-2": EngineSpec(name="deepspeed", zero_stage=2),
     "stage-3": EngineSpec(name="deepspeed", zero_stage=3),
 }
+RUNS = {name: (name,) * len(LEGS) for name in ENGINES} | {"mixed": ("torch", "stage-3", "stage-2")}
 
 
 def pictures(step: int, first: int, size: int) -> Batch:
@@ -45,7 +48,8 @@ def batches(rank: int, passes: int, size: int, step: int) -> Iterator[Batch]:
         step += 1
 
 
-def leg(rank: int, workers: int, port: int, folder: str, name: str, until: int) -> None:
+def leg(rank: int, workers: int, port: int, folder: str, runs: dict[str, str], last: int) -> None:
+    """Each of these runs under its engine, from where it is to the step `last`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     optimizer = OptimizerSpec(learning_rate=1e-2, clip_norm=0.5, schedule="cosine", warmup_steps=2)
@@ -53,34 +57,35 @@ def leg(rank: int, workers: int, port: int, folder: str, name: str, until: int) 
         steps=STEPS, batch_size=BATCH, optimizer=optimizer, log_every=1, ema=EmaSpec(decay=0.9)
     ).on_workers(workers, 2)  # fmt: skip
     passes = whole.gradient_accumulation
-    spec = ENGINES[name]
-    engine: Engine = (
-        TorchEngine(Regression(), spec, optimizer)
-        if spec.name == "torch"
-        else DeepSpeedEngine(Regression(), spec, optimizer, accumulation=passes)
-    )
 
     class UntilThere(Recorder):
         def should_stop(self) -> bool:
-            return max(self.losses) == until
+            return max(self.losses) == last
 
-    place, hooks = Path(folder) / name, UntilThere()
-    resume = latest_checkpoint(place)
-    train(
-        batches(rank, passes, whole.micro_batch_size(workers), resume.step if resume else 0), engine, whole,
-        resume=resume, hooks=hooks, checkpoints=(place, CheckpointSpec(every=100, keep=9)),
-    )  # fmt: skip
-    if rank == 0:
-        with open(Path(folder) / f"{name}.jsonl", "a") as out:
-            out.write(json.dumps(hooks.losses) + "\n")
+    for name, chosen in runs.items():
+        spec = ENGINES[chosen]
+        engine: Engine = (
+            TorchEngine(Regression(), spec, optimizer)
+            if spec.name == "torch"
+            else DeepSpeedEngine(Regression(), spec, optimizer, accumulation=passes)
+        )
+        place, hooks = Path(folder) / name, UntilThere()
+        resume = latest_checkpoint(place)
+        train(
+            batches(rank, passes, whole.micro_batch_size(workers), resume.step if resume else 0), engine, whole,
+            resume=resume, hooks=hooks, checkpoints=(place, CheckpointSpec(every=100, keep=9)),
+        )  # fmt: skip
+        if rank == 0:
+            with open(Path(folder) / f"{name}.jsonl", "a") as out:
+                out.write(json.dumps(hooks.losses) + "\n")
     dist.destroy_process_group()
 
 
-def start(workers: int, folder: Path, name: str, until: int) -> None:
+def start(workers: int, folder: Path, runs: dict[str, str], last: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(leg, (workers, port, str(folder), name, until), nprocs=workers)
+    mp.spawn(leg, (workers, port, str(folder), runs, last), nprocs=workers)
 
 
 def losses(folder: Path, name: str) -> dict[int, float]:
@@ -89,28 +94,24 @@ def losses(folder: Path, name: str) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, float], dict[str, Tensor], dict[str, Tensor]]:
-    """One worker of plain torch from the first step to the last."""
-    folder = tmp_path_factory.mktemp("fixed")
-    start(1, folder, "torch", STEPS)
-    state = load_checkpoint(folder / "torch" / f"step-{STEPS:08d}")
-    assert state.ema is not None
-    return losses(folder, "torch"), state.parameters, state.ema
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run through the legs, and plain torch on one worker from the first step to the last."""
+    place = tmp_path_factory.mktemp("sizes")
+    for number, (workers, last) in enumerate(LEGS):
+        fixed = {"fixed": "torch"} if last == STEPS else {}
+        start(workers, place, {name: engines[number] for name, engines in RUNS.items()} | fixed, last)
+    return place
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_one_then_two_then_one(
-    name: str, fixed: tuple[dict[int, float], dict[str, Tensor], dict[str, Tensor]], tmp_path: Path
-) -> None:
-    for workers, until in LEGS:
-        start(workers, tmp_path, name, until)
-    expected, parameters, ema = fixed
-    found = losses(tmp_path, name)
+@pytest.mark.parametrize("name", RUNS)
+def test_one_then_two_then_one(name: str, folder: Path) -> None:
+    expected, found = losses(folder, "fixed"), losses(folder, name)
     assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-5)
-    state = load_checkpoint(tmp_path / name / f"step-{STEPS:08d}")
-    assert state.ema is not None and state.samples == STEPS * BATCH
-    for key in parameters:
-        torch.testing.assert_close(state.parameters[key], parameters[key], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(state.ema[key], ema[key], rtol=1e-4, atol=1e-6)
+    fixed, state = (load_checkpoint(folder / run / f"step-{STEPS:08d}") for run in ("fixed", name))
+    assert fixed.ema is not None and state.ema is not None
+    assert state.samples == fixed.samples == STEPS * BATCH
+    for key in fixed.parameters:
+        torch.testing.assert_close(state.parameters[key], fixed.parameters[key], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(state.ema[key], fixed.ema[key], rtol=1e-4, atol=1e-6)

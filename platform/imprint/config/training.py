@@ -137,6 +137,9 @@ class ClusterSpec(Section):
     workers: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         2, description="one number, or [least, most]: as many as there is room for, also after some were lost"
     )
+    resize_interval_s: float = Field(
+        60, gt=0, description="with [least, most]: how often it is looked whether there is room for more"
+    )
     cpus_per_worker: float = Field(0.5, ge=0)
     gpus_per_worker: float = Field(0, ge=0)
     threads_per_worker: int = Field(1, gt=0, description="torch threads on a worker without a GPU")

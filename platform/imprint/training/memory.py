@@ -1,7 +1,7 @@
 """Bytes that one rank holds for parameters, gradients and the optimizer, under each engine.
 
 P parameters train, n ranks. AdamW has two moments in fp32. Source: ZeRO, arXiv:1910.02054, section 3 and Figure 1, with
-what DeepSpeed 0.19 and this project's engines hold beside that (tests/training/test_memory.py measures it).
+what DeepSpeed 0.19 and this project's engines hold beside that (tests/training/test_engine_matrix.py measures it).
 """
 
 from __future__ import annotations

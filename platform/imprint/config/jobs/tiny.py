@@ -43,6 +43,12 @@ class LocalTraining(Section):
     tracking: TrackingSpec = TrackingSpec()
     kube: Kube = KubeSpec()
 
+    @model_validator(mode="after")
+    def _one_process(self) -> Self:
+        if self.engine.name != "torch":
+            raise ValueError(f"engine.name={self.engine.name}: this job trains in one process; expected torch")
+        return self
+
 
 class AutoencoderModel(Section):
     """Shape of the autoencoder: levels with one halving between two of them, all of one width."""

@@ -312,7 +312,7 @@ def _leave_out_steps_that_are_not_finite(engine: Any, adamw: torch.optim.Optimiz
 
 def _config(spec: EngineSpec, optimizer: OptimizerSpec, accumulation: int, trained: int) -> dict[str, Any]:
     """DeepSpeed's own config. The loop knows the batch; 1 here only satisfies DeepSpeed's arithmetic."""
-    bucket = min(_BUCKET, trained)
+    bucket = min(_BUCKET, trained + trained % 2)  # stages 1 and 2 take even ones only
     zero: dict[str, Any] = {
         "stage": spec.zero_stage, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket,
     }  # fmt: skip

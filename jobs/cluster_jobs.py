@@ -1,0 +1,60 @@
+"""The jobs that train on a cluster, as their drivers see them: shards -> captions -> masks -> Ray Train workers.
+
+`pretrain_encoder` leaves `<run>/encoder`, `finetune_joint` leaves `<run>/network`. The driver (`imprint.jobs.ray_run`)
+checks what can be checked before anything starts, and follows the run's journal to the terminal and to MLflow. The
+workers are named, and not imported: models come with them, and a driver needs none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imprint.config.jobs.finetune import FinetuneJoint
+from imprint.config.jobs.pretrain import PretrainEncoder
+from imprint.config.paths import path_or_name
+from imprint.jobs.ray_run import ClusterRun, absolute_paths
+from imprint.pipelines.triplets import CrossReference
+from imprint.tracking.run import TrackedRun
+
+
+def pretrain_encoder(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
+    """Run the job to its end, or on from where a run of the same name stopped.
+
+    Raises:
+        DataError, ShardError: shards are missing or cut; nothing was started.
+        StorageError: the run's folder may not be written.
+        TrainingError: workers were lost too often, or the loss is not finite.
+    """
+    run = ClusterRun("imprint.jobs.pretrain_encoder:train_worker", "encoder", TrackedRun.log_encoder)
+    run.drive(with_absolute_encoder(spec), source)
+
+
+def finetune_joint(spec: FinetuneJoint, *, job_file: Path | None, source: str) -> None:
+    """As `pretrain_encoder`, on triplets."""
+    triplets = spec.triplets
+    cross_reference = CrossReference(triplets.cross_reference, triplets.domain_sources, triplets.identity_key)
+    run = ClusterRun("imprint.jobs.finetune_joint:train_worker", "network", log_network, cross_reference)
+    run.drive(with_absolute_network(spec), source)
+
+
+def with_absolute_encoder(spec: PretrainEncoder) -> PretrainEncoder:
+    """The spec with paths that hold in a worker, which runs in a folder of its own."""
+    encoder = spec.method.encoder.model_copy(update={"clip": path_or_name(spec.method.encoder.clip)})
+    update = absolute_paths(spec) | {
+        "initialize_from": spec.initialize_from and path_or_name(spec.initialize_from),
+        "method": spec.method.model_copy(update={"encoder": encoder}),
+    }
+    return spec.model_copy(update=update)
+
+
+def with_absolute_network(spec: FinetuneJoint) -> FinetuneJoint:
+    """The spec with paths that hold in a worker."""
+    encoder = spec.method.object_encoder
+    encoder = encoder.model_copy(update={"clip": path_or_name(encoder.clip)})
+    method = spec.method.model_copy(update={"object_encoder": encoder})
+    return spec.model_copy(update=absolute_paths(spec) | {"method": method})
+
+
+def log_network(tracked: TrackedRun, folder: Path) -> None:
+    """Log the attentions and their record; the model's folder is as large as its backbone, and stays where it is."""
+    tracked.log_file(folder / "parts", folder.name)
