@@ -43,13 +43,13 @@ class Sizes:
     """How much of everything."""
 
     concepts: int = 1000
-    uploads: int = 20
+    uploads: int = 15
     tune_steps: int | None = None
     pictures: int = 50
     sampling_steps: int | None = None
     swaps: int = 50
     clients: int = 16
-    seconds: float = 15
+    seconds: float = 10
     normal: float = 0.7
     overload: float = 10.0
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import httpx2
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
@@ -137,6 +138,7 @@ class Service:
 def swaps(shelf: Shelf, ids: Sequence[str], rounds: int) -> dict[str, list[float]]:
     """Seconds of a sampler alone: one denoising step of the concept that was drawn before, and of another that is in
     memory as well; the same of the model without a concept; and what a concept takes from the store into memory."""
+    torch.set_num_threads(1)  # as many as a sampler has by default
     engine = SamplerEngine(shelf.spec(), _no_store)
     found: dict[str, list[float]] = {"model": [], "same": [], "other": [], "store": []}
     concepts = asyncio.run(_load(shelf, ids, found["store"]))

@@ -241,6 +241,8 @@ async def under_load(service: Service, trouble: Callable[[], None], seconds: flo
         while not stop.is_set():
             order = {"prompt": "a cat", "seed": number, "steps": 10}
             statuses.append((await client.post("/v1/images", json=order)).status_code)
+            if statuses[-1] != 200:
+                await asyncio.sleep(0.2)
 
     async with httpx2.AsyncClient(base_url=service.address, headers=headers(), timeout=DONE_S) as client:
         work = [asyncio.ensure_future(one) for one in (tunes(client), draws(client, 1), draws(client, 2))]
