@@ -5,9 +5,10 @@ Command, on two cores with nothing else running (about ten minutes):
     python benchmarks/serve.py [--json FILE]
 
 `imprint serve` runs as a user starts it: the tiny default, one tuner, one sampler, and real HTTP on loopback. Its store
-holds 1,000 concepts of each of two methods from the start: of e4t, the default, whose concepts change whole weights,
-and of lora, whose concepts are drawn together in one batch. They are copies of one that was tuned, each under an id of
-its own. A second service draws without batches. `--small` is a smoke test.
+holds concepts of two methods from the start: 1,000 of lora, which are drawn together in one batch, and 64 of e4t, the
+default, which change whole weights and have 30 MB each. They are copies of one that was tuned, each under an id of its
+own, and four times and more of what the sampler keeps in memory. A second service draws without batches. `--small` is
+a smoke test.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from typing import Any
 
 import httpx2
 from serve_load import NO_ANSWER, Load, Order, at_once, at_rate, client, in_turn, percentile
-from serve_process import NOUN, Service, Shelf, picture, steps_of, swaps
+from serve_process import NOUN, Service, Shelf, picture, swaps
 
 from imprint.serve.tuner import TunerEngine
 
-METHODS = {"e4t": None, "lora": 10}
-"""Tuning steps of the concepts in the store; None is the method's own."""
+METHODS = {"e4t": 15, "lora": 10}
+"""Tuning steps of the concepts in the store."""
 ACCEPTABLE = {200, 429, 503}
 
 
@@ -42,7 +43,7 @@ ACCEPTABLE = {200, 429, 503}
 class Sizes:
     """How much of everything."""
 
-    concepts: int = 1000
+    concepts: tuple[int, int] = (64, 1000)
     uploads: int = 15
     tune_steps: int | None = None
     pictures: int = 50
@@ -54,7 +55,7 @@ class Sizes:
     overload: float = 10.0
 
 
-SMALL = Sizes(concepts=12, uploads=2, tune_steps=1, pictures=3, sampling_steps=2, swaps=3, clients=8, seconds=2)
+SMALL = Sizes(concepts=(3, 4), uploads=2, tune_steps=1, pictures=2, sampling_steps=2, swaps=2, clients=8, seconds=1)
 
 
 def main() -> None:
@@ -75,14 +76,14 @@ def measure(folder: Path, sizes: Sizes) -> dict[str, Any]:
     shelf = Shelf(folder)
     engine = TunerEngine(shelf.spec())
     ids, found = {}, {"sizes": vars(sizes), "concepts": {}}
-    for method, given in METHODS.items():
-        steps = steps_of(engine.spec, method, sizes.tune_steps or given)
+    for (method, steps), count in zip(METHODS.items(), sizes.concepts, strict=True):
+        steps = sizes.tune_steps or steps
         weights = shelf.learn(engine, method, steps)
-        ids[method] = asyncio.run(shelf.fill(method, steps, weights, sizes.concepts))
+        ids[method] = asyncio.run(shelf.fill(method, steps, weights, count))
         found["concepts"][method] = {"steps": steps, "bytes": len(weights), "count": len(ids[method])}
         say(f"{len(ids[method])} concepts of {method} with {len(weights):,} bytes each are in the store")
-    del engine
-    found["swap"] = {method: swaps(shelf, each[: max(2, sizes.swaps)], sizes.swaps) for method, each in ids.items()}
+    del engine  # from here on this process only asks
+    found["swap"] = swaps(shelf, {method: each[: max(2, sizes.swaps)] for method, each in ids.items()}, sizes.swaps)
     say("concepts were swapped")
     with Service(shelf) as service:
         found["start_s"] = service.start_s

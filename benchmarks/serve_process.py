@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ import torch
 import yaml
 from PIL import Image
 
+from imprint.backbone import Backbone
 from imprint.client.models import State
 from imprint.serve.across import Rows, draw_together
 from imprint.serve.artifacts import unpack
@@ -32,11 +33,10 @@ from imprint.serve.concepts import ConceptCache
 from imprint.serve.intake import take_pictures
 from imprint.serve.jobs import TuneJob
 from imprint.serve.records import SavedRecord, TuneOrder
-from imprint.serve.sampler import SamplerEngine
 from imprint.serve.settings import ServeSpec, StoreSpec
 from imprint.serve.store import Store, open_blobs
 from imprint.serve.tenants import key_hash, new_key
-from imprint.serve.tuner import TunerEngine, tune_spec
+from imprint.serve.tuner import TunerEngine
 from imprint.serve.vault import Vault
 from imprint.tuning import Concept
 
@@ -135,29 +135,31 @@ class Service:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-def swaps(shelf: Shelf, ids: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a sampler alone: one denoising step of the concept that was drawn before, and of another that is in
-    memory as well; the same of the model without a concept; and what a concept takes from the store into memory."""
+def swaps(shelf: Shelf, ids: Mapping[str, Sequence[str]], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of a sampler alone, by method: one denoising step of the concept that was drawn before (`same`), of
+    another one in memory (`other`), of the model without one (`model`), and a concept from the store into memory."""
     torch.set_num_threads(1)  # as many as a sampler has by default
-    engine = SamplerEngine(shelf.spec(), _no_store)
-    found: dict[str, list[float]] = {"model": [], "same": [], "other": [], "store": []}
-    concepts = asyncio.run(_load(shelf, ids, found["store"]))
-    spec = engine.spec.sampling.model_copy(update={"steps": 1})
+    backbone = Backbone.load(shelf.spec().backbone)
+    spec = shelf.spec().sampling.model_copy(update={"steps": 1})
 
-    def draw(which: int | None) -> float:
-        learned = None if which is None else concepts[which].learned
-        prompt = "a photo of a person" if which is None else "a photo of <concept>"
+    def draw(place: str, concept: Concept | None) -> float:
+        rows = Rows(place, concept and concept.learned, ["a photo of <concept>" if concept else "a photo"], [0])
         began = time.perf_counter()
-        draw_together(engine.backbone, [Rows("" if which is None else ids[which], learned, [prompt], [0])], spec)
+        draw_together(backbone, [rows], spec)
         return time.perf_counter() - began
 
-    for which in (None, 0, 1, 0):
-        draw(which)  # the first ones are slower
-    for number in range(rounds):
-        found["model"].append(draw(None))
-        draw(number % 2)
-        found["same"].append(draw(number % 2))
-        found["other"].append(draw(1 - number % 2))
+    found = {}
+    for method, each in ids.items():
+        stored: list[float] = []
+        one, two = asyncio.run(_load(shelf, each, stored))[:2]
+        turns: dict[str, list[float]] = {"model": [], "same": [], "other": [], "store": stored}
+        for number in range(rounds + 1):
+            now, then = ((each[0], one), (each[1], two))[:: 1 if number % 2 else -1]
+            turns["model"].append(draw("", None))
+            draw(*now)
+            turns["same"].append(draw(*now))
+            turns["other"].append(draw(*then))
+        found[method] = {name: seconds[1:] for name, seconds in turns.items()}  # the first of all are slower
     return found
 
 
@@ -174,12 +176,3 @@ async def _load(shelf: Shelf, ids: Sequence[str], seconds: list[float]) -> list[
         concepts.append(await cache.get(f"{TENANT}/{concept_id}"))
         seconds.append(time.perf_counter() - began)
     return concepts
-
-
-async def _no_store(place: str) -> Concept:
-    raise LookupError(place)
-
-
-def steps_of(spec: ServeSpec, method: str, steps: int | None) -> int:
-    """Tuning steps of a method here, by default its own."""
-    return tune_spec(spec, method, steps).steps
