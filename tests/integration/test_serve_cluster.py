@@ -30,6 +30,17 @@ BIN = Path(sys.executable).parent
 START_S = 900
 """Seven processes import Ray, two or three of them torch; beside other work that takes minutes."""
 DONE_S = 300
+HEAD = """
+import signal, sys, ray
+ray.init(
+    "local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=True, dashboard_host="127.0.0.1",
+    dashboard_port=int(sys.argv[1]), _temp_dir=sys.argv[2], _node_ip_address="127.0.0.1", log_to_driver=False,
+)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+signal.pause()
+"""
+# Not `ray start --head`, which also starts a server for Ray's old client, and gives up all of Ray where a busy machine
+# does not start that one within half a minute.
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -39,8 +50,7 @@ class Service:
 
     def __init__(self, root: Path, backbone: Path) -> None:
         self.root, self.temporary = root, Path(tempfile.mkdtemp(prefix="imprint-ray-", dir="/tmp"))
-        ports = free_ports(4)
-        self.http, self.dashboard = ports[0], ports[1]
+        self.http, self.dashboard = free_ports(2)
         self.address = f"http://127.0.0.1:{self.http}"
         key = root / "key"
         key.write_bytes(base64.b64encode(os.urandom(32)))
@@ -56,12 +66,7 @@ class Service:
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300", "HOME": str(root),
             "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
         }  # fmt: skip
-        command = [
-            BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports[2]}",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
-            f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir={self.temporary}", "--num-cpus=2",
-            "--object-store-memory=200000000", "--disable-usage-stats",
-        ]  # fmt: skip
+        command = [sys.executable, "-c", HEAD, str(self.dashboard), str(self.temporary)]
         with (root / "head.log").open("w") as log:
             self.head = subprocess.Popen(
                 command, env=self.env, cwd=root, stdout=log, stderr=log, start_new_session=True
