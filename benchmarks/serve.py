@@ -51,11 +51,22 @@ class Sizes:
     swaps: int = 50
     clients: int = 16
     seconds: float = 10
+    load_seconds: float = 20
     normal: float = 0.7
     overload: float = 10.0
 
 
-SMALL = Sizes(concepts=(3, 4), uploads=2, tune_steps=1, pictures=2, sampling_steps=2, swaps=2, clients=8, seconds=1)
+SMALL = Sizes(
+    concepts=(3, 4),
+    uploads=2,
+    tune_steps=1,
+    pictures=2,
+    sampling_steps=2,
+    swaps=2,
+    clients=8,
+    seconds=1,
+    load_seconds=2,
+)
 
 
 def main() -> None:
@@ -110,25 +121,31 @@ async def _batching(service: Service, ids: dict[str, list[str]], sizes: Sizes) -
     loads = {}
     for name, share in (("normal", sizes.normal), ("overload", sizes.overload)):
         async with client(service.address, service.key) as http:
-            load = await at_rate(http, order, share * capacity, sizes.seconds)
+            load = await at_rate(http, order, share * capacity, sizes.load_seconds)
         loads[name] = {"rate": share * capacity, **_told(load)}
         say(f"{share:g} times of what it can do")
     return {"upload": uploads, "one_by_one": one_by_one, "throughput": {"with": throughput}, "loads": loads}
 
 
 async def _upload(http: httpx2.AsyncClient, number: int, sizes: Sizes) -> float:
-    """From pictures to the first picture of the subject; then the concept is deleted."""
+    """From pictures to the first picture of the subject, as events tell it; then the concept is deleted."""
     data = {"class_noun": NOUN, "prompts": "a photo of <concept>", "seed": str(number)}
     if sizes.tune_steps is not None:
         data["steps"] = str(sizes.tune_steps)
     began = time.perf_counter()
-    answer = await http.post(
-        "/v1/concepts", files={"images": picture(number)}, data=data, headers={"Prefer": "wait=120"}
-    )
-    took = time.perf_counter() - began
-    if answer.status_code != 201 or not answer.json()["images"]:
+    answer = await http.post("/v1/concepts", files={"images": picture(number)}, data=data)
+    if answer.status_code != 202:
         raise SystemExit(f"an upload was answered with {answer.status_code}: {answer.text[:500]}")
-    await http.delete(answer.json()["links"]["self"])
+    links = answer.json()["links"]
+    async with http.stream("GET", links["events"]) as events:
+        async for line in events.aiter_lines():
+            if line == "event: image":
+                took = time.perf_counter() - began
+            elif line in ("event: failed", "event: canceled"):
+                raise SystemExit(
+                    f"an upload {line.removeprefix('event: ')}: {(await http.get(links['self'])).text[:500]}"
+                )
+    await http.delete(links["self"])
     return took
 
 

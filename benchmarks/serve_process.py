@@ -41,7 +41,7 @@ from imprint.serve.vault import Vault
 from imprint.tuning import Concept
 
 TENANT, NOUN = "benchmark", "person"
-START_S = 300
+START_S = 900
 STOP_S = 150
 
 
