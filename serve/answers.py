@@ -20,6 +20,7 @@ from imprint.serve.store import Store
 log = logging.getLogger(__name__)
 
 _FOLDER = "answer-"
+_GRACE_S = 60.0
 
 
 class Answer(Section):
@@ -66,8 +67,14 @@ class Answers:
         own = [one for one in self._kept.values() if one.tenant == tenant]
         if len(own) >= self.spec.limits.answers_per_tenant:
             raise Problem.of(429, "too-many-keys", "Idempotency-Key: too many are kept", retry_after_s=60)
-        self._kept[folder] = _Kept(tenant, digest, time.time() + self.spec.store.ttl_s)
+        self._kept[folder] = _Kept(tenant, digest, time.time() + self._longest_s)
         return None
+
+    @property
+    def _longest_s(self) -> float:
+        """A request that runs for longer has died with its ingress, and its key may be used again."""
+        limits = self.spec.limits
+        return max(limits.longest_wait_s, limits.image_deadline_s) + _GRACE_S
 
     async def finish(self, tenant: str, key: str, answer: Answer | None, concept_ids: Collection[str]) -> None:
         """Keep the answer until it expires, or its concepts do; None forgets the key, so that it may be tried again."""
@@ -79,6 +86,7 @@ class Answers:
             del self._kept[folder]
             return
         kept.concept_ids = frozenset(concept_ids)
+        kept.expires = time.time() + self.spec.store.ttl_s
         record = {
             "digest": kept.digest, "expires": kept.expires, "concept_ids": sorted(concept_ids),
             "status": answer.status, "headers": answer.headers, "body": base64.b64encode(answer.body).decode(),

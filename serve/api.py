@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,17 +117,20 @@ def _concept_routes(api: FastAPI, front: Front) -> None:
         request: Request, tenant: Tenant, prefer: Prefer = None, idempotency_key: IdempotencyKey = None
     ) -> Response:
         """Teach the model a subject from its pictures."""
-        order, files = await read_concept_order(request, front.spec.limits)
         wait = _wait_of(prefer, front.spec.limits.longest_wait_s)
+        with front.uploads.place(tenant) as place:
+            order, files = await read_concept_order(request, front.spec.limits)
+            digest = digest_of("concepts", order, files)
 
-        async def work() -> tuple[Response, Collection[str]]:
-            status = await front.create(tenant, order, files)
-            if wait is not None:
-                status = await _waited(request, front, tenant, status, wait, keep=idempotency_key is not None)
-            return _created(status, wait), [status.id]
+            async def work() -> tuple[Response, Collection[str]]:
+                status = await front.create(tenant, order, files)
+                files.clear()
+                place.leave()
+                if wait is not None:
+                    status = await _waited(request, front, tenant, status, wait, keep=idempotency_key is not None)
+                return _created(status, wait), [status.id]
 
-        digest = digest_of("concepts", order, files)
-        return await _once(front, tenant, idempotency_key, digest, work)
+            return await _once(front, tenant, idempotency_key, digest, work)
 
     @api.get("/v1/concepts/{concept_id}", tags=["concepts"], response_model=ConceptStatus, responses=_errors(404))
     async def get_concept(concept_id: str, tenant: Tenant) -> Response:
@@ -249,7 +252,8 @@ async def _image_stream(front: Front, tenant: str, order: ImageOrder, key: str |
             if key is not None:
                 headers = {"content-type": "text/event-stream; charset=utf-8"}
                 answer = Answer(status=200, headers=headers, body="".join(told).encode()) if whole else None
-                await front.desk.finish(tenant, key, answer, order.concepts)
+                with suppress(Problem):
+                    await front.desk.finish(tenant, key, answer, order.concepts)
 
     return event_stream(lines())
 
@@ -411,7 +415,8 @@ async def _once(
         return response
     finally:
         if not streamed:  # a stream is kept, or not, at its end
-            await front.desk.finish(tenant, key, answer, ids)
+            with suppress(Problem):  # what was asked for is done, also where its answer cannot be kept
+                await front.desk.finish(tenant, key, answer, ids)
 
 
 def _kept(response: Response) -> dict[str, str]:

@@ -5,6 +5,8 @@ while replicas come and go. It ends when no replica was heard of for as long as 
 
 What crosses from process to process and may hold pictures or prompts is sealed with the store's key, so that Ray's
 object store, what it spills to disk, and its logs hold none of it in the clear.
+
+Models, and torch with them, are loaded where tuners and samplers begin; desk and ingress do without.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from fastapi import FastAPI
@@ -29,19 +30,17 @@ from ray.serve.handle import DeploymentHandle
 
 from imprint.errors import ConfigError
 from imprint.serve.api import create_api
-from imprint.serve.artifacts import unpack
 from imprint.serve.desk import Desk
 from imprint.serve.front import Front
 from imprint.serve.jobs import DrawJob, TuneJob, WorkerEvent, WorkerLost
 from imprint.serve.problems import Problem
-from imprint.serve.sampler import SamplerEngine
 from imprint.serve.settings import PoolSpec, ServeSpec
 from imprint.serve.store import Blobs, FolderBlobs, Store, open_blobs
 from imprint.serve.tenants import Tenants
-from imprint.serve.tuner import TunerEngine
-from imprint.serve.tuning import TunerService
 from imprint.serve.vault import Vault, find_key
-from imprint.tuning import Concept
+
+if TYPE_CHECKING:
+    from imprint.tuning import Concept
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +95,10 @@ def _deployment(cls: Any, pool: PoolSpec, target: float, ongoing: int) -> Any:
 class DeskActor:
     """A `Desk` in an actor of its own, with the store where that is memory."""
 
-    def __init__(self, keys: dict[str, Any], app: str) -> None:
+    def __init__(self, keys: dict[str, Any], app: str, key: bytes | None) -> None:
+        """`key` is that of a store in memory: replicas know it, so that it must outlive this process."""
         self.spec = ServeSpec.model_validate(keys)
-        self.key = find_key(self.spec.store)
+        self.key = key or find_key(self.spec.store)
         self.store = Store(open_blobs(self.spec.store), Vault(self.key))
         self.desk = Desk(self.spec, self.store, RayWorkers(app, self.store.vault))
         self._heard = time.monotonic()
@@ -142,9 +142,6 @@ class DeskActor:
             holder.spec = spec
         return self.key
 
-    async def pid(self) -> int:
-        return os.getpid()
-
 
 def find_desk(spec: ServeSpec, app: str) -> Any:
     """The actor: the one that is there, or a new one. Another store has another desk."""
@@ -153,7 +150,8 @@ def find_desk(spec: ServeSpec, app: str) -> Any:
         "name": f"desk-{app}-{store}", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True,
         "max_concurrency": _CALLS, "num_cpus": 0, "max_restarts": -1,
     }  # fmt: skip
-    return ray.remote(DeskActor).options(**options).remote(spec.model_dump(mode="json"), app)
+    key = find_key(spec.store) if spec.store.url == "memory" else None
+    return ray.remote(DeskActor).options(**options).remote(spec.model_dump(mode="json"), app, key)
 
 
 class RemoteDesk:
@@ -270,6 +268,9 @@ class Tuner(_Replica):
     """Tunes, one subject at a time."""
 
     async def __init__(self, keys: dict[str, Any]) -> None:
+        from imprint.serve.tuner import TunerEngine
+        from imprint.serve.tuning import TunerService
+
         spec = await self._begin("tuner", keys)
         self.service = TunerService(await asyncio.to_thread(TunerEngine, spec), self.store)
         self._say_hello()
@@ -290,6 +291,9 @@ class Sampler(_Replica):
     """Draws; knows many concepts at a time, of which Serve's router is told."""
 
     async def __init__(self, keys: dict[str, Any]) -> None:
+        from imprint.serve.artifacts import unpack
+        from imprint.serve.sampler import SamplerEngine
+
         spec = await self._begin("sampler", keys)
 
         async def load(place: str) -> Concept:

@@ -7,27 +7,25 @@ import base64
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from imprint.client.models import ConceptOrder, ConceptStatus, Event, ImageOrder, ImagesResult, Picture
-from imprint.config.methods import SampleSpec
-from imprint.methods import METHODS
-from imprint.serve.artifacts import as_folder
+from imprint.config.methods import ENCODER_METHODS, TUNE_SPECS, SampleSpec
 from imprint.serve.desk import Desk, read_events, read_status
 from imprint.serve.intake import from_data_url, take_pictures
 from imprint.serve.jobs import DrawJob, WorkerLost, Workers
 from imprint.serve.problems import Problem
 from imprint.serve.records import with_bytes
-from imprint.serve.settings import ServeSpec
+from imprint.serve.settings import ServeSpec, tune_spec
 from imprint.serve.store import Store
 from imprint.serve.tenants import Tenants
 from imprint.serve.texts import check_noun, check_text, require_subject
+from imprint.serve.uploads import Uploads
 
 SEEDS = 2**31
 DECODES_AT_ONCE = 2
-EXPORTS = ("diffusers-lora", "kohya", "textual-inversion")
-WEIGHT_FORMATS = ("safetensors", "imprint", *EXPORTS)
+WEIGHT_FORMATS = ("safetensors", "imprint", "diffusers-lora", "kohya", "textual-inversion")
 _PAUSE_S = 0.3
 _POLL_S = 10.0
 
@@ -38,16 +36,13 @@ class Front:
     def __init__(self, spec: ServeSpec, desk: Desk, workers: Workers, store: Store) -> None:
         self.spec, self.desk, self.workers, self.store = spec, desk, workers, store
         self.tenants = Tenants.of(spec)
+        self.uploads = Uploads(spec.limits)
         # Few at once, so that a crowd of large pictures takes no more memory than two of them.
         self._decoding = asyncio.Semaphore(DECODES_AT_ONCE)
 
     def methods(self) -> list[str]:
         """Those that can tune here: with an encoder, where they need one."""
-        return [
-            name
-            for name, module in METHODS.items()
-            if not hasattr(module, "load_encoder") or name in self.spec.encoders
-        ]
+        return [name for name in TUNE_SPECS if name not in ENCODER_METHODS or name in self.spec.encoders]
 
     # -- concepts ----------------------------------------------------------------------------------------------
 
@@ -56,8 +51,6 @@ class Front:
         Raises:
             Problem: what was asked will not do, or there is no room.
         """
-        from imprint.serve.tuner import tune_spec
-
         limits = self.spec.limits
         method = order.method or self.spec.default_method
         if method not in self.methods():
@@ -143,13 +136,10 @@ class Front:
         if form not in WEIGHT_FORMATS:
             raise Problem.of(422, "unknown-format", f"format: expected one of {', '.join(WEIGHT_FORMATS)}")
         (place,) = await self.desk.resolve(tenant, [concept_id])
-        if form in EXPORTS:
-            data, name = await self._patiently(lambda: self.workers.export(place, form))
-            return data, f"{concept_id}-{name}"
-        blob = await self.store.get(place, "weights")
         if form == "safetensors":
-            return blob, f"{concept_id}.safetensors"
-        return await asyncio.to_thread(as_folder, blob), f"{concept_id}.zip"
+            return await self.store.get(place, "weights"), f"{concept_id}.safetensors"
+        data, name = await self._patiently(lambda: self.workers.export(place, form))
+        return data, f"{concept_id}.zip" if form == "imprint" else f"{concept_id}-{name}"
 
     async def _patiently(self, work: Any) -> Any:
         """A short call, again where a replica dies under it."""
@@ -214,7 +204,8 @@ class Front:
             outcome = str(problem.status)
             raise
         finally:
-            await asyncio.shield(self.desk.release(ticket, outcome, time.monotonic() - began))
+            with suppress(Problem):  # the desk died meanwhile, and its tickets with it
+                await asyncio.shield(self.desk.release(ticket, outcome, time.monotonic() - began))
 
     async def _draw(self, job: DrawJob) -> AsyncIterator[Event]:
         deadline = time.monotonic() + self.spec.limits.image_deadline_s

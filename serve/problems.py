@@ -7,6 +7,8 @@ from typing import Any
 from imprint.errors import ImprintError
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_S = 5.0
+"""Retry-After where nothing better is known."""
 
 TITLES = {
     400: "The request cannot be read",
@@ -61,10 +63,12 @@ class Problem(ImprintError):
         }  # fmt: skip
 
     def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds, one at the least."""
+        """Retry-After in whole seconds, one at the least; every 429 and 503 has it."""
         wait = self.retry_after_s
         if wait is None:
-            return {}
+            if self.status not in (429, 503):
+                return {}
+            wait = RETRY_S
         return {"Retry-After": str(max(1, round(wait)))}
 
 

@@ -20,15 +20,16 @@ from imprint.errors import ImprintError
 from imprint.methods.base import Learned
 from imprint.sampling.sheet import to_pil
 from imprint.serve.across import Rows, draw_together, group_of
-from imprint.serve.artifacts import zipped
+from imprint.serve.artifacts import as_folder, pack, zipped
 from imprint.serve.concepts import ConceptCache, Load
 from imprint.serve.jobs import DrawJob, WorkerEvent
 from imprint.serve.problems import Problem, concealed
+from imprint.serve.prompts import check_prompt, placeholder_widths
 from imprint.serve.provenance import finish
 from imprint.serve.safety import SafetyChecker, load_checker
 from imprint.serve.scratch import memory_folder, sweep_left_over
 from imprint.serve.settings import ServeSpec
-from imprint.serve.texts import check_prompt, placeholder_widths, require_subject
+from imprint.serve.texts import require_subject
 from imprint.serve.weights import exact_digest
 from imprint.tuning import Concept, merge_concepts
 from imprint.tuning.export import export_concept
@@ -144,6 +145,8 @@ class SamplerEngine:
         return await asyncio.to_thread(self._export, concept, form)
 
     def _export(self, concept: Concept, form: str) -> tuple[bytes, str]:
+        if form == "imprint":
+            return as_folder(pack(concept)), "concept.zip"
         with memory_folder() as folder:
             try:
                 files, _ = export_concept(self.backbone, concept, form, folder / "concept")

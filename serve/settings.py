@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from imprint.config.base import Section
-from imprint.config.methods import TUNE_SPECS, SampleSpec
+from imprint.config.methods import TUNE_SPECS, FewStepSpec, SampleSpec
 
 KEY_VARIABLE = "IMPRINT_STORE_KEY"
 TENANT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}$"
@@ -30,6 +30,8 @@ class LimitsSpec(Section):
 
     body_bytes: int = Field(24 << 20, gt=0)
     pictures: int = Field(8, ge=1, description="In one upload")
+    uploads: int = Field(32, ge=1, description="Being read at a time by one ingress; more are a 503")
+    uploads_per_tenant: int = Field(8, ge=1, description="The same of one tenant; more are a 429")
     picture_pixels: int = Field(40_000_000, gt=0, description="Larger ones are refused from their header")
     picture_side: int = Field(1024, ge=64, description="Larger ones are scaled down to this")
     smallest_side: int = Field(16, ge=1)
@@ -135,3 +137,16 @@ class ServeSpec(Section):
         if self.default_method not in TUNE_SPECS:
             raise ValueError(f"default_method: got {self.default_method!r}, expected one of {', '.join(TUNE_SPECS)}")
         return self
+
+
+def tune_spec(spec: ServeSpec, method: str, steps: int | None, *, class_images: str | None = None) -> FewStepSpec:
+    """How a method tunes here: the operator's keys, and the steps that were asked for.
+
+    `class_images` is where DreamBooth may keep what it draws of the class: its own cache would write nouns to disk.
+    """
+    keys: dict[str, Any] = dict(spec.methods.get(method, {}))
+    if steps is not None:
+        keys["steps"] = steps
+    if method == "dreambooth" and class_images is not None:
+        keys["prior"] = {**keys.get("prior", {}), "cache_dir": class_images}
+    return TUNE_SPECS[method].model_validate(keys)

@@ -7,15 +7,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imprint.backbone import Backbone
-from imprint.backbone.text import max_prompt_tokens
-from imprint.methods.base import Learned
 from imprint.serve.problems import Problem
 
 NOUN_TOKENS = 8
 NOUN_LENGTH = 60
 _PLACEHOLDER = re.compile(r"(<concept(?:-[1-9][0-9]?)?>)")
-_BEGIN_AND_END = 2
 PROMPT_LENGTH = 4000
 """Characters; the model's own limit in tokens is far below, and is what messages say."""
 
@@ -73,25 +69,6 @@ def prompt_tokens(tokenizer: Any, prompt: str, widths: Mapping[str, int], defaul
     return total
 
 
-def check_prompt(backbone: Backbone, prompt: str, key: str, widths: Mapping[str, int] | None = None) -> str:
-    """The prompt as it is given to the model.
-
-    Raises:
-        Problem: 422, longer than the model reads, with the limit.
-    """
-    for tokenizer in backbone.tokenizers:
-        prompt = literal(check_text(prompt, key), tokenizer)
-    for tokenizer in backbone.tokenizers:
-        limit = max_prompt_tokens(tokenizer) - _BEGIN_AND_END
-        count = prompt_tokens(tokenizer, prompt, widths or {})
-        if count > limit:
-            raise Problem.of(
-                422, "prompt-too-long", f"{key}: got {count} tokens, and the model reads {limit}; shorten it",
-                limit=limit, got=count,
-            )  # fmt: skip
-    return prompt
-
-
 def require_subject(prompt: str, placeholders: Sequence[str], key: str) -> None:
     """A prompt must say where each subject goes, and nothing of subjects that there are not.
 
@@ -107,19 +84,3 @@ def require_subject(prompt: str, placeholders: Sequence[str], key: str) -> None:
     if extra := said - set(placeholders):
         known = f"expected {' and '.join(placeholders)}" if placeholders else "no concept was given"
         raise Problem.of(422, "unknown-placeholder", f"{key}: it says {min(extra)}, and {known}")
-
-
-def placeholder_widths(backbone: Backbone, learned: Learned) -> dict[str, int]:
-    """How many tokens each of a concept's placeholders takes."""
-    tokenizer = backbone.tokenizers[0]
-    widths = {}
-    for subject, placeholder in enumerate(learned.placeholders):
-        word = learned.tensors.get(f"word.{subject}.0")
-        if word is not None:
-            widths[placeholder] = len(word)
-            continue
-        phrases = learned.settings.get("phrases")
-        # E4T puts a vector for each token of its noun; taming and ProFusion's plain branch read "a noun".
-        phrase = phrases[subject] if phrases else f"a {learned.class_noun}"
-        widths[placeholder] = max(1, len(tokenizer(phrase, add_special_tokens=False)["input_ids"]))
-    return widths

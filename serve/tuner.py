@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from PIL import Image
 
 from imprint.backbone import Backbone
-from imprint.config.methods import TUNE_SPECS, FewStepSpec
 from imprint.errors import ImprintError
 from imprint.methods import METHODS
 from imprint.serve.artifacts import pack
@@ -20,7 +18,7 @@ from imprint.serve.jobs import TuneJob
 from imprint.serve.problems import Problem, concealed
 from imprint.serve.safety import SafetyChecker, load_checker
 from imprint.serve.scratch import memory_folder, sweep_left_over
-from imprint.serve.settings import ServeSpec
+from imprint.serve.settings import ServeSpec, tune_spec
 from imprint.serve.weights import exact_digest
 from imprint.tuning import personalize
 from imprint.tuning.pictures import as_pictures, split_alpha
@@ -106,16 +104,3 @@ class TunerEngine:
         if not whole:
             log.error("the base model's weights changed; this replica is given up")
         return whole
-
-
-def tune_spec(spec: ServeSpec, method: str, steps: int | None, *, class_images: str | None = None) -> FewStepSpec:
-    """How a method tunes here: the operator's keys, and the steps that were asked for.
-
-    `class_images` is where DreamBooth may keep what it draws of the class: its own cache would write nouns to disk.
-    """
-    keys: dict[str, Any] = dict(spec.methods.get(method, {}))
-    if steps is not None:
-        keys["steps"] = steps
-    if method == "dreambooth" and class_images is not None:
-        keys["prior"] = {**keys.get("prior", {}), "cache_dir": class_images}
-    return TUNE_SPECS[method].model_validate(keys)

@@ -33,7 +33,7 @@ async function* events(answer) {
         const colon = line.indexOf(":");
         return [line.slice(0, colon), line.slice(colon + 1).trimStart()];
       }));
-      if (fields.event) yield { event: fields.event, data: JSON.parse(fields.data) };
+      if (fields.event) yield { event: fields.event, data: JSON.parse(fields.data), id: fields.id };
     }
   }
 }
@@ -137,8 +137,28 @@ async function teach() {
   }
 }
 
+// All that is told of a concept, to its end, also where the connection ends earlier.
+async function* story(concept) {
+  let last = "0";
+  for (let fruitless = 0; fruitless < 5; fruitless += 1) {
+    try {
+      const answer = await call("GET", concept.links.events, { headers: { "Last-Event-ID": last } });
+      for await (const told of events(answer)) {
+        yield told;
+        if (["succeeded", "failed", "canceled"].includes(told.event)) return;
+        last = told.id ?? last;
+        fruitless = 0;
+      }
+    } catch (error) {
+      if (error instanceof Refused) throw error;
+    }
+    await new Promise((done) => setTimeout(done, 1000));
+  }
+  throw new Refused("The connection was lost.");
+}
+
 async function follow(concept) {
-  for await (const { event, data } of events(await call("GET", concept.links.events))) {
+  for await (const { event, data } of story(concept)) {
     if (event === "progress") {
       at("bar").value = data.steps ? data.step / data.steps : 1;
       say("status", `learning: step ${data.step} of ${data.steps}`);

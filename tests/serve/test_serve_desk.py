@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from serving import headers, picture, served, spec_of
 
-from imprint.serve.answers import Answer
+from imprint.serve.answers import Answer, Answers
 from imprint.serve.desk import Desk
 from imprint.serve.inprocess import LocalWorkers, create_local_api
 from imprint.serve.intake import take_pictures
@@ -158,6 +158,26 @@ def test_what_expires_is_gone_and_so_is_what_nobody_knows(tiny_sd15: Path) -> No
         assert await desk.store.blobs.folders() == [] and desk.records == {}
 
     run_desk(spec_of(tiny_sd15, store={"sweep_s": 100}), use)
+
+
+def test_a_key_whose_ingress_died_may_be_used_again(tiny_sd15: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(tiny_sd15)
+    answers = Answers(spec, Store(open_blobs(spec.store), Vault(find_key(spec.store))))
+    now = time.time()
+
+    async def use() -> None:
+        assert await answers.begin("red", "key", "digest") is None
+        monkeypatch.setattr(time, "time", lambda: now + spec.limits.longest_wait_s)
+        with pytest.raises(Problem, match="still runs"):
+            await answers.begin("red", "key", "digest")
+        monkeypatch.setattr(time, "time", lambda: now + spec.limits.longest_wait_s + 120)
+        assert await answers.begin("red", "key", "digest") is None
+        await answers.finish("red", "key", Answer(status=200, headers={}, body=b"done"), [])
+        monkeypatch.setattr(time, "time", lambda: now + spec.store.ttl_s)
+        known = await answers.begin("red", "key", "digest")
+        assert known is not None and known.body == b"done"
+
+    asyncio.run(use())
 
 
 def test_a_tune_that_takes_too_long_has_failed(tiny_sd15: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,11 @@ from imprint.serve.intake import read_pictures, take_picture, take_pictures
 from imprint.serve.problems import Problem
 from imprint.serve.provenance import finish, verify
 from imprint.serve.safety import OpenNsfw
-from imprint.serve.settings import LimitsSpec, ProvenanceSpec, ServeSpec, StoreSpec
+from imprint.serve.settings import LimitsSpec, ProvenanceSpec, ServeSpec, StoreSpec, tune_spec
 from imprint.serve.store import FolderBlobs, MemoryBlobs, Store
 from imprint.serve.tenants import Tenants, key_hash
 from imprint.serve.texts import literal, prompt_tokens
-from imprint.serve.tuner import tune_spec
+from imprint.serve.uploads import Uploads
 from imprint.serve.vault import Vault, find_key
 from imprint.serve.watermark import THRESHOLD, detect, mark
 from imprint.serve.weights import exact_digest
@@ -282,6 +284,28 @@ def test_settings_are_strict(tiny_sd15: Path) -> None:
         ServeSpec.model_validate({"methods": {"lora": {"step": 1}}})
     assert tune_spec(spec_of(tiny_sd15), "lora", None).steps == 2
     assert tune_spec(spec_of(tiny_sd15), "lora", 7).steps == 7
+
+
+def test_desk_and_ingress_do_without_torch() -> None:
+    heavy = ("torch", "diffusers", "transformers")
+    check = f"import sys, imprint.serve.deployments; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_uploads_that_are_in_memory_are_few() -> None:
+    uploads = Uploads(LimitsSpec(uploads=3, uploads_per_tenant=2))
+    with uploads.place("red") as first, uploads.place("red"):
+        with pytest.raises(Problem) as enough, uploads.place("red"):
+            pass
+        with uploads.place("blue"):
+            with pytest.raises(Problem) as busy, uploads.place("green"):
+                pass
+            first.leave()
+            with uploads.place("red"):
+                pass
+    assert (enough.value.status, busy.value.status) == (429, 503)
+    assert uploads.held.total() == 0
 
 
 # -- batches -----------------------------------------------------------------------------------------------------
