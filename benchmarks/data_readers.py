@@ -1,7 +1,7 @@
 """The three readers that the data benchmark compares, each in a process of its own with two workers.
 
 `python benchmarks/data_readers.py '{"reader": "ours", "folder": ..., "passes": 3, ...}'` prints one JSON line. Every
-reader decodes picture, caption and json and hands batches of 64 to the consumer.
+reader decodes picture, caption and json and hands batches to the consumer, of which four are prepared ahead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from data_processes import CpuMeter, MemoryWatch
 
 WORKERS = 2
-BATCH = 64
+AHEAD = 4  # batches
 # Ray gives up on its own processes after half a minute or one, which is short on a busy machine.
 _PATIENCE = {
     "RAY_raylet_start_wait_time_s": "300",
@@ -43,53 +43,62 @@ class Passes:
     peak_private_mb: float
 
 
-def ours(folder: str) -> Iterator[Any]:
-    from imprint.pipelines.reader import read_webdataset
+OnePass = Callable[[], Iterator[Any]]  # a whole pass over a folder, in batches of pictures
+
+
+def ours(folder: str, batch_size: int) -> OnePass:
+    from imprint.pipelines import read_webdataset
     from imprint.pipelines.reading import ReadOptions
 
-    data = read_webdataset(folder, ReadOptions(masks=False))
-    for batch in data.iter_batches(batch_size=BATCH, batch_format="numpy", prefetch_batches=4):
-        yield batch["image"]
+    def one_pass() -> Iterator[Any]:
+        data = read_webdataset(folder, ReadOptions(masks=False))
+        for batch in data.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=AHEAD):
+            yield batch["image"]
+
+    return one_pass
 
 
-def rays(folder: str) -> Iterator[Any]:
+def rays(folder: str, batch_size: int) -> OnePass:
     import ray
 
     shards = sorted(str(path) for path in Path(folder).glob("*.tar"))
-    data = ray.data.read_webdataset(shards, override_num_blocks=len(shards))
-    for batch in data.iter_batches(batch_size=BATCH, batch_format="numpy", prefetch_batches=4):
-        yield batch["jpg"]
+
+    def one_pass() -> Iterator[Any]:
+        data = ray.data.read_webdataset(shards, override_num_blocks=len(shards))
+        for batch in data.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=AHEAD):
+            yield batch["jpg"]
+
+    return one_pass
 
 
-def webdatasets(folder: str) -> Callable[[str], Iterator[Any]]:
+def webdatasets(folder: str, batch_size: int) -> OnePass:
     import torch
     import webdataset as wds
 
     shards = sorted(str(path) for path in Path(folder).glob("*.tar"))
     data = wds.WebDataset(shards, shardshuffle=False, empty_check=False).decode("rgb8")
-    data = data.to_tuple("jpg", "txt", "json", "__key__").batched(BATCH)
+    data = data.to_tuple("jpg", "txt", "json", "__key__").batched(batch_size)
     workers = min(WORKERS, len(shards))
     loader = torch.utils.data.DataLoader(
-        data, batch_size=None, num_workers=workers, persistent_workers=True, prefetch_factor=4
+        data, batch_size=None, num_workers=workers, persistent_workers=True, prefetch_factor=AHEAD
     )
 
-    def one_pass(_: str) -> Iterator[Any]:
+    def one_pass() -> Iterator[Any]:
         for batch in loader:
             yield batch[0]
 
     return one_pass
 
 
-def measure(reader: str, folder: str, images: int, passes: int, warm: bool) -> Passes:
-    """Whole passes over a folder; with `warm` after one that is not counted, in which all workers start."""
-    one_pass = {"ours": ours, "ray": rays}.get(reader) or webdatasets(folder)
-    if warm:
-        _consume(one_pass, folder)
+def measure(reader: str, folder: str, images: int, passes: int, batch_size: int) -> Passes:
+    """Whole passes over a folder, after one that is not counted, in which all workers start."""
+    one_pass = {"ours": ours, "ray": rays, "webdataset": webdatasets}[reader](folder, batch_size)
+    _consume(one_pass)
     found = Passes(reader, images, [], [], [], 0, 0)
     with MemoryWatch() as memory:
         for _ in range(passes):
             meter, began = CpuMeter(), time.perf_counter()
-            seen = _consume(one_pass, folder)
+            seen = _consume(one_pass)
             if seen != images:
                 raise RuntimeError(f"{reader} gave {seen} of {images} pictures")
             found.seconds.append(time.perf_counter() - began)
@@ -100,10 +109,10 @@ def measure(reader: str, folder: str, images: int, passes: int, warm: bool) -> P
     return found
 
 
-def _consume(one_pass: Callable[[str], Iterator[Any]], folder: str) -> int:
+def _consume(one_pass: OnePass) -> int:
     """Take every batch and touch each of its pictures."""
     seen, touched = 0, 0
-    for images in one_pass(folder):
+    for images in one_pass():
         seen += len(images)
         touched += sum(int(image[0, 0, 0]) for image in images)
     return seen if touched >= 0 else 0

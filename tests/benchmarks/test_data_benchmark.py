@@ -24,7 +24,7 @@ def test_the_small_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
     for name, runs in found["speed"].items():
         assert all(seconds > 0 for run in runs for seconds in run["seconds"])
         assert all(run["images"] == found["pictures"]["pictures"] == 192 for run in runs)
-        memory = found["memory"][name]
+        (memory,) = found["large_reads"][name]
         assert 10 < memory["peak_private_mb"] <= memory["peak_resident_mb"]
         assert memory["images"] == found["large"]["pictures"]
     stages = found["stages"]

@@ -13,7 +13,7 @@ import ray
 from ray.data import DataIterator
 
 from imprint.config.data import DataSpec
-from imprint.pipelines.reader import read_webdataset
+from imprint.pipelines import read_webdataset
 from imprint.pipelines.reading import ReadOptions
 from imprint.pipelines.shards import counted, find_shards
 from imprint.pipelines.stream import StreamDataConfig, StreamPlan
