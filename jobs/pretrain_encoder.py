@@ -17,6 +17,7 @@ import torch
 from imprint.backbone import Backbone
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.features.clip import ClipFeatures
+from imprint.jobs.pretrain_here import train_here
 from imprint.jobs.ray_run import ClusterRun, absolute_paths, path_or_name
 from imprint.jobs.ray_train import leads, start_worker, train_rank
 from imprint.jobs.sample_grid import SampleGrid
@@ -38,7 +39,22 @@ def run(spec: PretrainEncoder, *, job_file: Path | None, source: str) -> None:
         StorageError: the run's folder may not be written.
         TrainingError: workers were lost too often, or the loss is not finite.
     """
-    ClusterRun(train_worker, RESULT, TrackedRun.log_encoder).drive(with_absolute_paths(spec), source)
+    spec = with_absolute_paths(spec)
+    if spec.in_process:
+        run_here(spec, source)
+    else:
+        ClusterRun(train_worker, RESULT, TrackedRun.log_encoder).drive(spec, source)
+
+
+def run_here(spec: PretrainEncoder, source: str) -> None:
+    """As `run`, in this process, without Ray, MLflow and DeepSpeed."""
+    device = torch.device("cuda" if spec.cluster.gpus_per_worker else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(spec.cluster.threads_per_worker)
+    backbone, clip, objective = build(spec, device)
+    if spec.initialize_from:
+        start_from(objective, spec.initialize_from)
+    _save(train_here(spec, objective, source), spec, backbone, clip)
 
 
 def with_absolute_paths(spec: PretrainEncoder) -> PretrainEncoder:
@@ -56,16 +72,22 @@ def train_worker(config: dict[str, Any]) -> None:
     began = time.perf_counter()
     spec = PretrainEncoder.model_validate(config["spec"])
     device = start_worker(spec.cluster)
-    torch.manual_seed(spec.seed)  # every rank starts from the same weights
-    backbone = Backbone.load(spec.backbone, device=device)
-    clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
-    objective: EncoderObjective = METHODS[spec.method.method].pretrain(backbone, spec.method, clip)
-    apply_engine_options(objective.parts.backbone, spec.engine)
+    backbone, clip, objective = build(spec, device)
     grid = SampleGrid(spec.grid, objective, spec.data.image_size) if spec.grid and leads() else None
     afresh = partial(start_from, objective, spec.initialize_from) if spec.initialize_from else None
     state = train_rank(spec, objective, began=began, grid=grid, afresh=afresh)
     if leads() and state.step == spec.training.steps:
         _save(state, spec, backbone, clip)
+
+
+def build(spec: PretrainEncoder, device: torch.device) -> tuple[Backbone, ClipFeatures, EncoderObjective]:
+    """Backbone, CLIP and objective; the same weights on every rank."""
+    torch.manual_seed(spec.seed)
+    backbone = Backbone.load(spec.backbone, device=device)
+    clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
+    objective: EncoderObjective = METHODS[spec.method.method].pretrain(backbone, spec.method, clip)
+    apply_engine_options(objective.parts.backbone, spec.engine)
+    return backbone, clip, objective
 
 
 def start_from(objective: EncoderObjective, encoder: str) -> None:
