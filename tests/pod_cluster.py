@@ -6,6 +6,7 @@ of the head, workers that wait for a head that is gone. Redis has the configurat
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -214,7 +215,7 @@ def fetch(request: urllib.request.Request, timeout: float = 20) -> tuple[int, An
             status, body = answer.status, answer.read()
     except urllib.error.HTTPError as error:
         status, body = error.code, error.read()
-    except (OSError, urllib.error.URLError):
+    except (OSError, http.client.HTTPException):
         return 0, None
     try:
         return status, json.loads(body)
