@@ -142,6 +142,11 @@ def note_start(folders: Folders, step: int, seconds: float) -> None:
         log.info("%s: %d workers go on after step %d", folders.run.name, record["workers"], step)
 
 
+def metric_name(name: str) -> str:
+    """What Ray knows a value of a report as; in Prometheus it is `ray_` and this."""
+    return "imprint_" + re.sub(r"\W+", "_", name).strip("_")
+
+
 class Gauges:
     """The newest report as Ray's metrics `imprint_<name>`, which Ray exports to Prometheus, with the run for a tag."""
 
@@ -153,7 +158,7 @@ class Gauges:
         for name, value in record.items():
             if not math.isfinite(value):
                 continue
-            key = "imprint_" + re.sub(r"\W+", "_", name).strip("_")
+            key = metric_name(name)
             if key not in self._gauges:
                 self._gauges[key] = Gauge(key, description=f"{name} of a training run", tag_keys=("run",))
             self._gauges[key].set(value, tags={"run": self.run})

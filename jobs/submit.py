@@ -26,19 +26,23 @@ _PATIENCE_S = 60
 
 @dataclass(frozen=True)
 class Submission:
-    """What the cluster is asked to do: run `entrypoint` in a copy of `working_dir`."""
+    """What the cluster is asked to do: run `entrypoint` in a copy of `working_dir`, with CPUs of its own or none."""
 
     address: str
     entrypoint: str
     working_dir: Path
     runtime_env: dict[str, Any]
+    driver_cpus: float | None = None
 
 
-def plan_submission(job_file: Path, overrides: Sequence[str], *, address: str, working_dir: Path) -> Submission:
+def plan_submission(
+    job_file: Path, overrides: Sequence[str], *, address: str, working_dir: Path, driver_cpus: float | None = None
+) -> Submission:
     """Return what to submit, without contacting anything.
 
     A cluster on this machine gets IMPRINT_ROOT, so that relative paths mean what they mean here; elsewhere they start
-    from where the cluster's own IMPRINT_ROOT points.
+    from where the cluster's own IMPRINT_ROOT points. A driver without CPUs of its own runs on the head, and dies with
+    it; one with `driver_cpus` runs where CPUs are, which is on a worker where the head has none.
 
     Raises:
         ConfigError: the working directory is none, or the job file is outside of it.
@@ -57,7 +61,7 @@ def plan_submission(job_file: Path, overrides: Sequence[str], *, address: str, w
     if _is_loopback(address):
         runtime_env["env_vars"] = {ROOT_VARIABLE: str(project_root())}
     entrypoint = shlex.join(["imprint", "run", relative.as_posix(), *overrides])
-    return Submission(address, entrypoint, folder, runtime_env)
+    return Submission(address, entrypoint, folder, runtime_env, driver_cpus)
 
 
 def submit(submission: Submission) -> tuple[JobSubmissionClient, str]:
@@ -87,7 +91,10 @@ def _send(client: JobSubmissionClient, submission: Submission) -> str:
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            return client.submit_job(entrypoint=submission.entrypoint, runtime_env=submission.runtime_env)
+            return client.submit_job(
+                entrypoint=submission.entrypoint, runtime_env=submission.runtime_env,
+                entrypoint_num_cpus=submission.driver_cpus,
+            )  # fmt: skip
         except RuntimeError as error:
             if _NO_AGENT_YET not in str(error) or time.monotonic() > deadline:
                 raise

@@ -1,4 +1,4 @@
-"""Write k8s/jobs anew: the RayJobs of the job files that run on a cluster, as `imprint submit --kube --dry-run` prints
+"""Write k8s/jobs anew: the RayJobs of all job files, as `imprint submit --kube --dry-run` prints
 them; on CPUs as the files are, and on GPUs with what GPUs need.
 """
 
@@ -11,14 +11,22 @@ from imprint.config.load import load_job
 from imprint.jobs.kube import render, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+_PREPARE = ("kube.head_cpus=4", "kube.priority=imprint-batch")
 CPU: dict[str, tuple[str, ...]] = {
+    "continue_backbone": (),
     "evaluate": ("kube.priority=imprint-batch",),
     "finetune_joint": (),
-    "prepare_faces": ("kube.head_cpus=4", "kube.priority=imprint-batch"),
+    "prepare_faces": _PREPARE,
+    "prepare_objects": _PREPARE,
     "prepare_shards": ("kube.priority=imprint-batch",),
     "pretrain_domain_agnostic": (),
     "pretrain_encoder": (),
     "pretrain_profusion": (),
+    "train_backbone": (),
+    "train_face_attributes": (),
+    "train_super_resolution": (),
+    "train_tiny_clip": (),
+    "train_tiny_vae": (),
 }
 _TRAIN = ("cluster.gpus_per_worker=1", "cluster.cpus_per_worker=4", "kube.cpus=12", "kube.memory=96Gi",
           "kube.shared_memory=16Gi", "kube.head_cpus=4", "kube.head_memory=16Gi")  # fmt: skip

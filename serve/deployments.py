@@ -148,10 +148,15 @@ def find_desk(spec: ServeSpec, app: str) -> Any:
     store = hashlib.sha256(spec.store.model_dump_json(include={"url", "key_file"}).encode()).hexdigest()[:8]
     options = {
         "name": f"desk-{app}-{store}", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True,
-        "max_concurrency": _CALLS, "num_cpus": 0, "max_restarts": -1,
+        "max_concurrency": _CALLS, "num_cpus": _desk_cpus(), "max_restarts": -1,
     }  # fmt: skip
     key = find_key(spec.store) if spec.store.url == "memory" else None
     return ray.remote(DeskActor).options(**options).remote(spec.model_dump(mode="json"), app, key)
+
+
+def _desk_cpus() -> float:
+    """Next to nothing, but where the head has no CPUs enough to be elsewhere: the service should outlive the head."""
+    return 0.001 if any(node["Alive"] and not node["Resources"].get("CPU") for node in ray.nodes()) else 0.0
 
 
 class RemoteDesk:

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's models are written for an older pydantic
+    from ray.runtime_env import RuntimeEnv
     from ray.serve.schema import ServeDeploySchema
 
-# Values of these are the application's own, or a dict with keys that Ray documents elsewhere.
-_FREE = {"args", "user_config", "runtime_env", "ray_actor_options", "logging_config"}
+# Values of these are the application's own.
+_FREE = {"args", "user_config"}
 
 
 def serve_config_problems(config: dict[str, Any]) -> list[str]:
@@ -34,6 +35,9 @@ def _unknown(data: Any, model: type[BaseModel], path: tuple[str, ...]) -> Iterat
         here = (*path, str(key))
         if key not in fields:
             yield f"{'.'.join(here)}: unknown key"
+        elif key == "runtime_env" and isinstance(data[key], dict):
+            unknown = sorted(set(data[key]) - RuntimeEnv.known_fields)
+            yield from (f"{'.'.join((*here, one))}: unknown key" for one in unknown)
         elif key not in _FREE:
             yield from _inside(data[key], fields[key], here)
 

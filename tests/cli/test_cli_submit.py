@@ -24,6 +24,7 @@ def test_the_cluster_runs_the_same_command_in_a_copy(tmp_path: Path) -> None:
     plan = plan_submission(file, ["name='x y'", "seed=1"], address="http://head.example:8265", working_dir=tmp_path)
     assert shlex.split(plan.entrypoint) == ["imprint", "run", "jobs/a b.yaml", "name='x y'", "seed=1"]
     assert plan.runtime_env == {"working_dir": str(tmp_path)}
+    assert plan.driver_cpus is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])

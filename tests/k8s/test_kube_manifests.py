@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from kube_manifests import (
     CRDS,
@@ -35,7 +35,6 @@ from kube_manifests import (
     title,
 )
 from kuberay_rules import broken_rules
-from serve_config import serve_config_problems
 
 JOB_FOLDERS = ("cpu", "gpu")
 
@@ -91,41 +90,6 @@ def test_a_misspelt_key_does_not_fit() -> None:
     (service,) = of_kind(overlay("dev"), "RayService")
     service["spec"]["rayClusterConfig"]["authOptions"]["mode"] = "tokens"
     assert "tokens" in schema_problems(service)[0]
-
-
-RULES = {
-    "suspend needs shutdownAfterJobFinishes": {
-        "suspend": True, "shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": 0,
-    },
-    "shutdownAfterJobFinishes excludes deletionRules": {
-        "deletionStrategy": {"deletionRules": [{"policy": "DeleteSelf"}]},
-    },
-    "backoffLimit excludes clusterSelector and InteractiveMode": {"submissionMode": "InteractiveMode"},
-    "ttlSecondsAfterFinished needs shutdownAfterJobFinishes": {"shutdownAfterJobFinishes": False},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_rayjob_that_breaks_a_rule_is_found(rule: str) -> None:
-    ray_job = of_kind(jobs("cpu"), "RayJob")[0]
-    ray_job["spec"] |= RULES[rule]
-    assert broken_rules(ray_job) == [rule]
-
-
-def test_backoff_with_a_cluster_selector_is_found() -> None:
-    ray_job = of_kind(jobs("cpu"), "RayJob")[0]
-    ray_job["spec"] |= {"clusterSelector": {"ray.io/cluster": "imprint"}}
-    assert broken_rules(ray_job) == ["backoffLimit excludes clusterSelector and InteractiveMode"]
-
-
-def test_rules_of_clusters_are_found() -> None:
-    (cluster,) = of_kind(overlay("prod"), "RayCluster")
-    cluster["spec"]["rayVersion"] = "2.51.2"
-    cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["restartPolicy"] = "Always"
-    assert broken_rules(cluster) == [
-        "preprocess: autoscaler v2 needs restartPolicy Never or none, got Always",
-        "token authentication needs rayVersion 2.52.0 or newer, got 2.51.2",
-    ]
 
 
 def test_what_has_no_schema_here_is_as_its_operator_wants_it() -> None:
@@ -215,16 +179,10 @@ def test_the_rayjobs_are_those_of_the_job_files() -> None:
     assert on_disk == expected, "write them anew: python scripts/render_rayjobs.py"
 
 
-def test_every_job_file_that_runs_on_ray_has_a_rayjob() -> None:
-    here = {one["metadata"]["labels"]["imprint.dev/job"] for one in of_kind(jobs("cpu"), "RayJob")}
-    kinds = {}
-    for file in (ROOT / "jobs").glob("*.yaml"):
-        data = yaml.safe_load(file.read_text())
-        kinds[file.stem] = data["job"]
-    on_ray = set(kinds.values()) & {"evaluate", "finetune_joint", "prepare_shards", "pretrain_encoder"}
-    assert on_ray <= here
-    names = {one["metadata"]["name"] for one in of_kind(jobs("cpu"), "ConfigMap")}
-    assert {stem.replace("_", "-") for stem, kind in kinds.items() if kind in on_ray} <= names
+def test_every_job_file_has_a_rayjob() -> None:
+    files = {file.stem.replace("_", "-") for file in (ROOT / "jobs").glob("*.yaml")}
+    assert {one["metadata"]["name"] for one in of_kind(jobs("cpu"), "RayJob")} == files
+    assert {one["metadata"]["name"] for one in of_kind(jobs("gpu"), "RayJob")} <= files
 
 
 def test_rayjobs_wait_in_a_queue_that_is_there_for_all_their_pods() -> None:
@@ -457,55 +415,6 @@ def test_the_policies_know_the_labels_of_the_pods() -> None:
     assert roles <= known
 
 
-# -- the endpoints' config ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_the_serve_config_has_no_key_that_ray_would_ignore(name: str) -> None:
-    (service,) = of_kind(overlay(name), "RayService")
-    config = yaml.safe_load(service["spec"]["serveConfigV2"])
-    assert serve_config_problems(config) == []
-    (application,) = config["applications"]
-    assert (application["import_path"], application["route_prefix"]) == ("imprint.serve.deployments:build", "/")
-    assert config["http_options"]["host"] == "0.0.0.0"
-
-
-def test_misspelt_keys_of_the_serve_config_are_found() -> None:
-    config = yaml.safe_load((K8S / "base" / "serve.yaml").read_text())
-    config["http_option"] = {}
-    config["applications"][0]["route_prefx"] = "/"
-    config["applications"][0]["deployments"] = [{"name": "Tuner", "num_replica": 2}]
-    assert serve_config_problems(config) == [
-        "applications.0.deployments.0.num_replica: unknown key",
-        "applications.0.route_prefx: unknown key",
-        "http_option: unknown key",
-    ]
-
-
-@pytest.mark.skipif(find_spec("imprint.serve") is None, reason="imprint.serve is not in this checkout")
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_the_arguments_are_those_of_the_service(name: str) -> None:
-    from imprint.serve.settings import ServeSpec
-
-    (service,) = of_kind(overlay(name), "RayService")
-    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    spec = ServeSpec.model_validate(application["args"])
-    ((cluster,),) = (list(ray_clusters(one)) for one in of_kind(overlay(name), "RayService"))
-    (group,) = cluster["workerGroupSpecs"]
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    cpus, gpus = (float(limits.get(what, 0)) * group["minReplicas"] for what in ("cpu", "nvidia.com/gpu"))
-    pools = (spec.tuner, spec.sampler, spec.ingress)
-    assert sum(pool.min_replicas * pool.cpus for pool in pools) <= cpus
-    assert sum(pool.min_replicas * pool.gpus for pool in pools) <= gpus
-    module, _, function = application["import_path"].partition(":")
-    found = find_spec(module)
-    assert found is not None
-    assert found.origin is not None
-    assert function in [getattr(node, "name", None) for node in ast.parse(Path(found.origin).read_text()).body]
-    files = {"store-key", "keys.yaml"}
-    assert {Path(spec.store.key_file or "").name, Path(spec.keys_file or "").name} == files
-
-
 # -- metrics -----------------------------------------------------------------------------------------------------
 
 _NAME = re.compile(r"\b((?:imprint|ray)_[a-z0-9_]+)\b(?=[{\[)\s,/]|$)")
@@ -530,7 +439,7 @@ def _asked_metrics() -> set[str]:
 
 
 def test_rays_metrics_on_the_dashboard_are_there() -> None:
-    asked = {name for name in _asked_metrics() if name.startswith("ray_")}
+    asked = {name for name in _asked_metrics() if name.startswith("ray_") and not name.startswith("ray_imprint_")}
     assert len(asked) >= 10
     assert asked - _ray_metrics() == set()
 
@@ -546,6 +455,20 @@ def test_our_metrics_on_the_dashboard_are_there() -> None:
     told = {re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}
     asked = {name for name in _asked_metrics() if name.startswith("imprint_")}
     assert len(asked) >= 4
+    assert asked - told == set()
+
+
+def test_metrics_of_trainings_on_the_dashboard_are_there() -> None:
+    """Ray puts `ray_` before the names that `imprint.jobs.ray_train.Gauges` makes of what the trainer reports."""
+    from imprint.jobs.ray_train import metric_name
+    from imprint.training.meters import Meter
+
+    meter = Meter(10, 1, flops_per_image=1.0, peak_flops=1.0)
+    meter.add({"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(1.0)})
+    meter.stepped(4)
+    told = {f"ray_{metric_name(name)}" for name in (*meter.report(1), "step", "skipped_steps")}
+    asked = {name for name in _asked_metrics() if name.startswith("ray_imprint_")}
+    assert len(asked) >= 6
     assert asked - told == set()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.console import Console
 from imprint.cli.errors import TracebackOption, errors_as_messages
 from imprint.cli.run import FileArgument, OverridesArgument
 from imprint.config.load import JobFile, load_job
+
+if TYPE_CHECKING:
+    from imprint.jobs.submit import Submission
 
 
 def submit(
@@ -21,6 +24,10 @@ def submit(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The Ray cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
     working_dir: Annotated[Path, typer.Option(help="The folder of which the cluster gets a copy.")] = Path("."),
+    driver_cpus: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="CPUs for the driver, which then runs on a worker and outlives the head."),
+    ] = None,
     kube: Annotated[bool, typer.Option("--kube", help="Make a RayJob of KubeRay of it, by kubectl.")] = False,
     context: Annotated[str | None, typer.Option(help="With --kube: context of the kubeconfig.")] = None,
     name: Annotated[
@@ -35,25 +42,25 @@ def submit(
     """Validate a job file, submit it to a Ray cluster or to Kubernetes, and follow it."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with errors_as_messages(traceback):
+        from imprint.jobs.submit import plan_submission
+
         job = load_job(file, overrides or ())
         if kube:
             code = _submit_to_kube(
                 console, job, overrides or [], context=context, name=name, wait=wait, dry_run=dry_run
             )
         else:
-            code = _submit_to_ray(
-                console, file, overrides or [], address=address, working_dir=working_dir, wait=wait, dry_run=dry_run
+            plan = plan_submission(
+                file, overrides or [], address=address, working_dir=working_dir, driver_cpus=driver_cpus
             )
+            code = _submit_to_ray(console, plan, wait=wait, dry_run=dry_run)
     raise typer.Exit(code)
 
 
-def _submit_to_ray(
-    console: Console, file: Path, overrides: list[str], *, address: str, working_dir: Path, wait: bool, dry_run: bool
-) -> int:
-    from imprint.jobs.submit import follow, plan_submission
+def _submit_to_ray(console: Console, plan: Submission, *, wait: bool, dry_run: bool) -> int:
+    from imprint.jobs.submit import follow
     from imprint.jobs.submit import submit as send
 
-    plan = plan_submission(file, overrides, address=address, working_dir=working_dir)
     if dry_run:
         console.print(f"would submit to {plan.address}, with a copy of {plan.working_dir}:\n  {plan.entrypoint}")
         return 0
