@@ -44,7 +44,7 @@ from imprint.tracking.run import TrackedRun
 
 log = logging.getLogger(__name__)
 _DRAWN = "drawn"
-_COSTS_OF_ALL = ("seconds", "steps", "kilobytes", "memory_mib", "draw_seconds", "PRES", "DIV")
+_COSTS_OF_ALL = ("seconds", "steps", "kilobytes", "memory_mib", "draw_seconds", "PRES", "DIV", "pair")
 
 Values = dict[str, list[float]]
 """Of one contender and one sitter: for each metric a value a prompt, or one value of all of them."""
@@ -168,8 +168,10 @@ class Actor:
         self.name: str | None = None
         self.studio: Studio | None = None
 
-    def portray(self, name: str, sitter: Sitter, place: int, folder: str) -> tuple[str, int, Values]:
-        """Tune, draw and score one sitter, and keep what came of it."""
+    def portray(
+        self, name: str, sitter: Sitter, place: int, folder: str, other: Sitter | None
+    ) -> tuple[str, int, Values]:
+        """Tune, draw and score one sitter, with the `other` in one picture where there is one; keep what came of it."""
         if self.studio is None or self.name != name:
             self.studio = None  # two models need not fit side by side
             self.studio = Studio(
@@ -185,10 +187,16 @@ class Actor:
             values |= {metric: _rounded(np.asarray([value])) for metric, value in left.items()}
             save_png(Image.fromarray(np.concatenate(list(portrait.class_images), axis=1)),
                      kept_file(Path(folder), name, sitter, ".class.png"))  # fmt: skip
+        both = None if other is None else self.studio.portray_both(sitter, other)
+        if both is not None:
+            likeness = self.judge.both(both, (place, place + 1), self.gallery)
+            values["pair"] = _rounded(np.asarray([likeness.mean()]))
+            save_png(Image.fromarray(np.concatenate(list(both), axis=1)),
+                     kept_file(Path(folder), name, sitter, ".pair.png"))  # fmt: skip
         # A row a prompt, its copies side by side.
         sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in portrait.images], axis=0)
         save_png(Image.fromarray(sheet), kept_file(Path(folder), name, sitter, ".png"))
-        record = {"digest": digest_of(self.spec, name, sitter), "values": values}
+        record = {"digest": digest_of(self.spec, name, sitter, other), "values": values}
         write_text(kept_file(Path(folder), name, sitter, ".json"), json.dumps(record) + "\n")
         return name, place, values
 
@@ -206,7 +214,7 @@ def draw_all(
     missing = []
     for name in names:
         for place, sitter in enumerate(sitters):
-            kept = kept_values(spec, folder, name, sitter)
+            kept = kept_values(spec, folder, name, sitter, partner(spec, sitters, place))
             if kept is None:
                 missing.append((name, place))
             else:
@@ -219,7 +227,8 @@ def draw_all(
         pool = ActorPool([actor.remote(spec, judge.whitening, shown) for _ in range(min(share.actors, len(missing)))])
         # Contender by contender, so that an actor seldom loads another one.
         for name, place in missing:
-            pool.submit(lambda one, args: one.portray.remote(*args), (name, sitters[place], place, str(folder)))
+            args = name, sitters[place], place, str(folder), partner(spec, sitters, place)
+            pool.submit(lambda one, args: one.portray.remote(*args), args)
         with _Counter(len(missing)) as counter:
             while pool.has_next():
                 name, place, values = _next(pool)
@@ -228,23 +237,28 @@ def draw_all(
     return {name: [each[place] for place in range(len(sitters))] for name, each in found.items()}
 
 
+def partner(spec: Benchmark, sitters: Sequence[Sitter], place: int) -> Sitter | None:
+    """Who is drawn in one picture with a sitter: the next one, for as many as there are to be pairs."""
+    return sitters[place + 1] if place < min(spec.pairs, len(sitters) - 1) else None
+
+
 def kept_file(folder: Path, name: str, sitter: Sitter, suffix: str) -> Path:
     """Where what a contender drew of a sitter lies."""
     return folder / _DRAWN / name / f"{sitter.number:04d}{suffix}"
 
 
-def kept_values(spec: Benchmark, folder: Path, name: str, sitter: Sitter) -> Values | None:
+def kept_values(spec: Benchmark, folder: Path, name: str, sitter: Sitter, other: Sitter | None) -> Values | None:
     """What an earlier run kept, if it was of the same contender, sitter, prompts and scorers."""
     try:
         record = json.loads(kept_file(folder, name, sitter, ".json").read_text())
     except (OSError, ValueError):
         return None
-    if record.get("digest") != digest_of(spec, name, sitter):
+    if record.get("digest") != digest_of(spec, name, sitter, other):
         return None
     return dict(record["values"])
 
 
-def digest_of(spec: Benchmark, name: str, sitter: Sitter) -> str:
+def digest_of(spec: Benchmark, name: str, sitter: Sitter, other: Sitter | None) -> str:
     """A hash of all settings that the values of one contender and one sitter depend on, but not of files' contents."""
     contender = spec.contenders.get(name)
     settings = spec.model_dump(mode="json", include={
@@ -255,6 +269,7 @@ def digest_of(spec: Benchmark, name: str, sitter: Sitter) -> str:
         "contender": None if contender is None else contender.model_dump(mode="json", exclude={"label"}),
         "settings": settings,
         "sitter": [sitter.identity, sitter.number, [[p.text, dict(p.asks)] for p in sitter.prompts]],
+        "other": other and other.identity,
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
@@ -345,10 +360,15 @@ def notes(spec: Benchmark, sitters: Sequence[Sitter], judge: Judge, gallery: Gal
         )
     if judge.reader is not None:
         asked = sorted({name for one in sitters for prompt in one.prompts for name in prompt.asks})
-        known = ", ".join(f"{name} {judge.reader.accuracy[name]:.0%}" for name in asked if name in judge.reader.accuracy)
-        found.append(f"What was asked is read by a network trained on real pictures; on held-out ones it is right: {known}.")
+        right = judge.reader.accuracy
+        known = ", ".join(f"{name} {right[name]:.0%}" for name in asked if name in right)
+        found.append(
+            f"What was asked is read by a network trained on real pictures; on held-out ones it is right: {known}."
+        )
     elif spec.metrics is None or spec.metrics.clip is None:
-        found.append("Nothing here reads what was asked: there is no prompt score without `attributes` or `metrics.clip`.")
+        found.append(
+            "Nothing here reads what was asked: there is no prompt score without `attributes` or `metrics.clip`."
+        )
     return found
 
 
@@ -377,7 +397,9 @@ def _first_copy(folder: Path, name: str, sitter: Sitter, number: int, copies: in
             side = sheet.width // copies
             return sheet.convert("RGB").crop((0, number * side, side, (number + 1) * side))
     except OSError as error:
-        raise DataError(f"drawing the grid: {file}: {error}; delete {file.with_suffix('.json')} to draw it anew") from error
+        raise DataError(
+            f"drawing the grid: {file}: {error}; delete {file.with_suffix('.json')} to draw it anew"
+        ) from error
 
 
 def _label(spec: Benchmark, name: str) -> str:

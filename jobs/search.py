@@ -189,8 +189,8 @@ def trial(
     scores: dict[str, list[float]] = {}
     for place, sitter in enumerate(sitters):
         portrait = studio.portray(sitter)
-        found = {metric: float(np.nanmean(each)) for metric, each in judge.score(sitter, place, portrait, gallery).items()
-                 if np.isfinite(each).any()}  # fmt: skip
+        judged = judge.score(sitter, place, portrait, gallery)
+        found = {metric: float(np.nanmean(each)) for metric, each in judged.items() if np.isfinite(each).any()}
         for metric, value in (found | dict(portrait.cost)).items():
             scores.setdefault(metric, []).append(round(value, 6))
         record = {"name": name, "values": values, "subjects": [one.identity for one in sitters[: place + 1]],

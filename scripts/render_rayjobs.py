@@ -12,7 +12,9 @@ from imprint.jobs.kube import render, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU: dict[str, tuple[str, ...]] = {
+    "ablations": ("kube.priority=imprint-batch",),
     "benchmark": ("kube.priority=imprint-batch",),
+    "dreambench": ("kube.priority=imprint-batch",),
     "evaluate": ("kube.priority=imprint-batch",),
     "finetune_joint": (),
     "prepare_faces": ("kube.head_cpus=4", "kube.priority=imprint-batch"),
@@ -26,7 +28,9 @@ _TRAIN = ("cluster.gpus_per_worker=1", "cluster.cpus_per_worker=4", "kube.cpus=1
           "kube.shared_memory=16Gi", "kube.head_cpus=4", "kube.head_memory=16Gi")  # fmt: skip
 _ACTORS = ("cluster.gpus_per_actor=1", "kube.cpus=8", "kube.memory=48Gi", "kube.priority=imprint-batch")
 GPU: dict[str, tuple[str, ...]] = {
+    "ablations": _ACTORS,
     "benchmark": _ACTORS,
+    "dreambench": _ACTORS,
     "evaluate": _ACTORS,
     "finetune_joint": _TRAIN,
     "pretrain_domain_agnostic": _TRAIN,

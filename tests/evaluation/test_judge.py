@@ -87,6 +87,17 @@ def test_each_prompt_gets_its_own_score(judge: Judge, gallery: Gallery) -> None:
     assert found["diversity"][1] > found["diversity"][0] > 0
 
 
+def test_both_sitters_have_to_be_there(judge: Judge, gallery: Gallery) -> None:
+    """A picture whose halves are two sitters, either way round, beats one that shows one of them twice."""
+
+    def halves(left: int, right: int) -> np.ndarray:
+        # What the gallery's pictures are, narrow: each half is looked at by itself.
+        return np.concatenate([pixels(left, 2)[:, 4:12], pixels(right, 2)[:, 4:12]], axis=1)
+
+    found = judge.both(np.stack([halves(0, 1), halves(1, 0), halves(0, 0), halves(2, 3)]), (0, 1), gallery)
+    assert found[0] == pytest.approx(found[1]) and found[0] > found[2] and found[0] > found[3]
+
+
 def test_diversity_of_one_picture_twice_is_zero(judge: Judge) -> None:
     same = torch.rand(1, 3, SIDE, SIDE).repeat(2, 1, 1, 1)
     assert judge.diversity(same) == pytest.approx(0, abs=1e-6)
@@ -171,7 +182,7 @@ def test_a_search_says_which_key_is_wrong() -> None:
     assert (chosen.tuning.steps, chosen.tuning.lora.learning_rate) == (7, 0.5)  # type: ignore[union-attr]
     assert search.contender.tuning.steps == 3
     wrong = search.model_copy(update={"space": {"tuning.stepz": Range(choice=[3])}})
-    with pytest.raises(ConfigError, match="space.tuning.stepz"):
+    with pytest.raises(ConfigError, match=r"space\.tuning\.stepz"):
         check_space(wrong)
     low = search.model_copy(update={"space": {"tuning.steps": Range(choice=[3, 0])}})
     with pytest.raises(ConfigError, match="steps"):

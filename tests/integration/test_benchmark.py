@@ -43,7 +43,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_sd15: Path, tiny_sd21_v: 
         "job": "benchmark", "name": "small", "runs": str(root / "runs"), "backbone": str(tiny_sd15),
         "source": {"shards": shards}, "calibration": shards, "calibration_pictures": 15, "image_size": 16,
         "subjects": SUBJECTS, "protocol": "faces", "images_per_prompt": 2, "sampling": {"steps": 1},
-        "attributes": str(root / "reader"), "class_pictures": 2, "grid_cell": 32,
+        "attributes": str(root / "reader"), "class_pictures": 2, "pairs": 1, "grid_cell": 32,
         "cluster": {"cpus_per_actor": 0.5},
         "contenders": {
             "lora": {"tuning": lora},
@@ -52,7 +52,8 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_sd15: Path, tiny_sd21_v: 
         },
     }  # fmt: skip
     (root / "job.yaml").write_text(yaml.safe_dump(spec))
-    search = {name: value for name, value in spec.items() if name not in ("contenders", "class_pictures", "grid_cell")}
+    others = ("contenders", "class_pictures", "pairs", "grid_cell")
+    search = {name: value for name, value in spec.items() if name not in others}
     search |= {
         "job": "search", "name": "looking", "skip": SUBJECTS, "images_per_prompt": 1, "trials": 3, "first_rung": 1,
         "contender": {"tuning": lora}, "space": {"tuning.lora.learning_rate": {"loguniform": [1e-4, 1e-2]}},
@@ -77,19 +78,22 @@ def test_contenders_beside_one_another(job: Path) -> None:
     entries = {entry["name"]: entry for entry in record["entries"]}
     assert list(entries) == ["lora", "lora-elsewhere", "word", "class_noun"]
     assert all(len(entry["subjects"]) == SUBJECTS for entry in entries.values())
-    for name in ("identity", "identity_plain", "elsewhere", "prompt", "kept", "copies", "diversity", "seconds", "steps"):
+    metrics = "identity", "identity_plain", "elsewhere", "prompt", "kept", "copies", "diversity", "seconds", "steps"
+    for name in metrics:
         assert len(entries["lora"]["scores"][name]) == SUBJECTS, name
     assert entries["lora"]["scores"]["steps"] == [2.0] * SUBJECTS
     assert "PRES" in entries["lora"]["scores"] and "PRES" not in entries["word"]["scores"]
     assert "seconds" not in entries["class_noun"]["scores"]
     assert set(entries["word"]["kinds"]) == {"plain", "recontextualise", "accessorise", "express", "restyle",
                                              "all at once"}  # fmt: skip
+    assert [value is None for value in entries["word"]["scores"]["pair"]] == [False, True, True]
     # Equal seeds and prompts, but not equal backbones.
     assert entries["lora"]["scores"]["identity"] != entries["lora-elsewhere"]["scores"]["identity"]
     with Image.open(run / "drawn" / "lora" / "0000.png") as sheet:
         assert sheet.size == (2 * 16, 6 * 16)
     text = (run / "report.md").read_text()
-    assert "| 3 one word" in text and "**What a concept costs**" in text and "MLflow" in (run / "report.html").read_text()
+    assert "| 3 one word" in text and "**What a concept costs**" in text
+    assert "MLflow" in (run / "report.html").read_text()
     with Image.open(run / "grid.png") as grid:
         assert grid.width == 4 + 5 * 36
 

@@ -221,7 +221,8 @@ def test_every_job_file_that_runs_on_ray_has_a_rayjob() -> None:
     for file in (ROOT / "jobs").glob("*.yaml"):
         data = yaml.safe_load(file.read_text())
         kinds[file.stem] = data["job"]
-    on_ray = set(kinds.values()) & {"evaluate", "finetune_joint", "prepare_shards", "pretrain_encoder"}
+    kinds_on_ray = {"benchmark", "evaluate", "finetune_joint", "prepare_shards", "pretrain_encoder", "search"}
+    on_ray = set(kinds.values()) & kinds_on_ray
     assert on_ray <= here
     names = {one["metadata"]["name"] for one in of_kind(jobs("cpu"), "ConfigMap")}
     assert {stem.replace("_", "-") for stem, kind in kinds.items() if kind in on_ray} <= names

@@ -47,8 +47,9 @@ def test_what_is_learned_ends_and_what_still_improves_does_not() -> None:
 
 def test_patience_counts_looks_in_a_row() -> None:
     scores = iter([1.0, 0.5, 0.5, 0.4, 0.399, 0.39799, 9.9])
-    stopper = EarlyStopper(lambda _: torch.tensor(next(scores)), EarlyStoppingSpec(every=2, batches=1, patience=2), 0, CPU)
-    asked = [step for step in itertools.count(1) if stopper.done(step) or step > 20][0]
+    early = EarlyStoppingSpec(every=2, batches=1, patience=2)
+    stopper = EarlyStopper(lambda _: torch.tensor(next(scores)), early, 0, CPU)
+    asked = next(step for step in itertools.count(1) if stopper.done(step) or step > 20)
     assert asked == 12  # looks at 2, 4, ..., 12; the third did not improve, the fourth did, two more did not
     assert stopper.best == pytest.approx(0.4)
 

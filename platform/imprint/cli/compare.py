@@ -13,10 +13,12 @@ from imprint.cli.errors import TracebackOption, errors_as_messages
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, such as runs/my-run.")],
-    out: Annotated[
-        Path, typer.Option(help="The page to write; the same as Markdown lies beside it.")
-    ] = Path("comparison.html"),
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, such as runs/my-run.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write; the same as Markdown lies beside it.")] = Path(
+        "comparison.html"
+    ),
     against: Annotated[
         str | None, typer.Option(help="Whom all others are compared with: RUN/NAME, or NAME of a single run.")
     ] = None,

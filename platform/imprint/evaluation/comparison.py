@@ -18,7 +18,8 @@ IDENTITY, PROMPT, SECONDS = "identity", "prompt", "seconds"
 LABELS = {
     "identity": "identity", "identity_plain": "identity, plain prompt", "elsewhere": "likeness with somebody else",
     "recognized": "recognized", "prompt": "prompt obeyed", "kept": "attributes kept", "copies": "copies",
-    "diversity": "diversity", "PRES": "PRES", "DIV": "DIV", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T", "DINO": "DINO",
+    "diversity": "diversity", "pair": "both in one picture",
+    "PRES": "PRES", "DIV": "DIV", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T", "DINO": "DINO",
     "seconds": "seconds", "steps": "steps", "memory_mib": "memory, MiB", "kilobytes": "size, kB",
     "draw_seconds": "seconds a picture",
 }  # fmt: skip
@@ -92,9 +93,7 @@ class Comparison:
     ceiling: float | None = None
 
     @classmethod
-    def of(
-        cls, entries: Sequence[Entry], *, floor: float | None = None, ceiling: float | None = None
-    ) -> Comparison:
+    def of(cls, entries: Sequence[Entry], *, floor: float | None = None, ceiling: float | None = None) -> Comparison:
         """
         Raises:
             DataError: there is none, or two have one name.
@@ -132,7 +131,9 @@ class Comparison:
         """
         names = [entry.name for entry in self.entries]
         if against is not None and against not in names:
-            raise DataError(f"comparing against {against!r}: there is no such entry, expected one of {', '.join(names)}")
+            raise DataError(
+                f"comparing against {against!r}: there is no such entry, expected one of {', '.join(names)}"
+            )
         found = []
         for place, first in enumerate(self.entries):
             for second in self.entries if against else self.entries[place + 1 :]:

@@ -1,13 +1,13 @@
 """What a benchmark's pictures are worth: one value a prompt, by networks that took no part in training what they score.
 
-    identity    cosine with the sitter's real pictures, of whitened features where there is a calibration
-    elsewhere   the same with another sitter's real pictures: what a likeness with anybody gives
-    recognized  whether the sitter is nearer than any other
-    prompt      share of what the prompt asked for that a reader finds; without a reader, CLIP-T
-    kept        share of the sitter's lasting attributes that a reader finds
-    copies      whether a picture is suspiciously like an input, background included
-    diversity   mean distance of pairs of copies: LPIPS, or without it one minus the cosine of features
-    CLIP-I, CLIP-T, DINO
+identity    cosine with the sitter's real pictures, of whitened features where there is a calibration
+elsewhere   the same with another sitter's real pictures: what a likeness with anybody gives
+recognized  whether the sitter is nearer than any other
+prompt      share of what the prompt asked for that a reader finds; without a reader, CLIP-T
+kept        share of the sitter's lasting attributes that a reader finds
+copies      whether a picture is suspiciously like an input, background included
+diversity   mean distance of pairs of copies: LPIPS, or without it one minus the cosine of features
+CLIP-I, CLIP-T, DINO
 """
 
 from __future__ import annotations
@@ -144,6 +144,23 @@ class Judge:
         if copies > 1:
             means["diversity"] = np.asarray([self.diversity(to_pixels(each)) for each in portrait.images])
         return means
+
+    def both(
+        self, images: UInt8[np.ndarray, "k h w 3"], places: tuple[int, int], gallery: Gallery
+    ) -> Float[np.ndarray, "k"]:
+        """Of pictures of two sitters: the lesser of the two likenesses, so that both have to be there.
+
+        Each half of a picture, left and right, is compared with each sitter; the better way round counts.
+        """
+        width = images.shape[2] // 2
+        # Squares, as everything that is embedded is: a half in the middle of plain gray.
+        halves = []
+        for half in (images[:, :, :width], images[:, :, -width:]):
+            square = np.full_like(images, 128)
+            square[:, :, width // 2 : width // 2 + width] = half
+            halves.append(similarity_to(self.embed(square), [gallery.targets[place] for place in places]))
+        left, right = halves
+        return np.maximum(np.minimum(left[:, 0], right[:, 1]), np.minimum(left[:, 1], right[:, 0]))
 
     def diversity(self, pixels: Float[Tensor, "n 3 h w"]) -> float:
         """DIV: over all pairs of pictures, LPIPS, or without it one minus the cosine of whole pictures' features."""

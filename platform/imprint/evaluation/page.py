@@ -90,7 +90,8 @@ class Page:
         """Tables, notes and links as Markdown."""
         parts = [f"# {self.title}"]
         for table in self.tables():
-            lines = [f"**{table.title}**", "", "| " + " | ".join(table.header) + " |", "|" + " --- |" * len(table.header)]
+            lines = [f"**{table.title}**", "", "| " + " | ".join(table.header) + " |"]
+            lines.append("|" + " --- |" * len(table.header))
             parts.append("\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table.rows)]))
         parts += self.all_notes()
         if self.facts:

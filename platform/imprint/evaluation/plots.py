@@ -16,7 +16,9 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _MARKERS = "osD^vP*X"
 
 
-def pareto_plot(comparison: Comparison, *, horizontal: str = PROMPT, vertical: str = IDENTITY, log: bool = False) -> str:
+def pareto_plot(
+    comparison: Comparison, *, horizontal: str = PROMPT, vertical: str = IDENTITY, log: bool = False
+) -> str:
     """An SVG of two scores with the intervals of both, numbered as in tables; empty where no entry has both.
 
     The line joins those that no other beats in both. On a logarithmic axis, which is for costs, there is no such line,

@@ -109,9 +109,7 @@ _BY_ATTRIBUTES: Mapping[str, Callable[[Mapping[str, str], SceneSpec, np.random.G
 }
 
 
-def prompts_for(
-    spec: Sitting, number: int, attributes: Mapping[str, str], *, live: bool
-) -> tuple[Prompt, ...]:
+def prompts_for(spec: Sitting, number: int, attributes: Mapping[str, str], *, live: bool) -> tuple[Prompt, ...]:
     """The prompts of one subject: a pure function of the job and the subject's number.
 
     Raises:
@@ -129,5 +127,3 @@ def prompts_for(
             f"protocol {name}: scenes has too few words to ask for one that the subject's picture does not show "
             f"({error}); give each list three or more"
         ) from error
-
-

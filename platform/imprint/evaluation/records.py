@@ -138,9 +138,7 @@ def _entries(record: Mapping[str, Any], folder: Path, prefix: str) -> Iterator[E
     yield from _of_one_method(record, folder, prefix, links)
 
 
-def _of_one_method(
-    record: Mapping[str, Any], folder: Path, prefix: str, links: Mapping[str, str]
-) -> Iterator[Entry]:
+def _of_one_method(record: Mapping[str, Any], folder: Path, prefix: str, links: Mapping[str, str]) -> Iterator[Entry]:
     """An evaluation's columns that ask for a scene, or those that ask for none where nothing reads what was asked."""
     scores, labels, subjects = record["per_subject"], record["labels"], tuple(record["subjects"])
     field_values = (record.get("field") or {}).get("values", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from imprint.backbone import PLACEHOLDER, Backbone
 from imprint.config.jobs.benchmark import Contender, Sitting
-from imprint.config.methods import SampleSpec
+from imprint.config.methods import FewStepSpec, SampleSpec
+from imprint.errors import ConceptError, ConfigError
 from imprint.evaluation.columns import as_tensors, to_uint8
 from imprint.evaluation.cost import measured
 from imprint.evaluation.sitters import Sitter
@@ -22,6 +24,10 @@ from imprint.methods import METHODS
 from imprint.methods.base import Learned, Pictures
 from imprint.methods.phrases import tuned_backbone
 from imprint.sampling.draw import draw_prompts
+
+log = logging.getLogger(__name__)
+BESIDE = "a photo of {} beside {}"
+"""The prompt of two subjects."""
 
 CHANGES_THE_CLASS = ("e4t", "dreambooth", "lora", "profusion")
 """Methods after which the UNet itself is another one, so that the class noun alone is drawn differently."""
@@ -79,6 +85,25 @@ class Studio:
         drawn = self._class(tuned_backbone(self.backbone, learned), sitter) if changed else None
         return Portrait(images, cost | {"draw_seconds": seconds}, drawn)
 
+    def portray_both(self, one: Sitter, other: Sitter) -> UInt8[np.ndarray, "k h w 3"] | None:
+        """Two sitters in one picture, k copies; None where what the method learns of two does not merge."""
+        if self.contender is None:
+            prompt = BESIDE.format(f"a {one.noun}", f"a {other.noun}")
+            return to_uint8(draw_prompts(self.backbone, [prompt] * len(self.seeds(one)), self._plain,
+                                         seeds=self.seeds(one)))  # fmt: skip
+        method = METHODS[self.contender.tuning.method]
+        if not hasattr(method, "merge") or _tunes_whole_weights(self.contender.tuning):
+            return None
+        learned = [self._tune(sitter)[0] for sitter in (one, other)]
+        try:
+            merged = method.merge(learned, [1.0, 1.0])
+        except (ConceptError, ConfigError) as error:
+            log.info("%s: not both in one picture: %s", self.contender.tuning.method, error)
+            return None
+        prompt = BESIDE.format(*merged.placeholders)
+        seeds = self.seeds(one)
+        return to_uint8(method.sample(self.backbone, merged, [prompt] * len(seeds), self.sampling, seeds=seeds))
+
     def noun(self, sitter: Sitter) -> str:
         """What the sitter is: the domain word of the encoder, else its own class noun."""
         return str(getattr(getattr(self.pretrained, "spec", None), "domain_word", None) or sitter.noun)
@@ -134,3 +159,8 @@ class Studio:
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _tunes_whole_weights(tuning: FewStepSpec) -> bool:
+    """DreamBooth's and ProFusion's changes of whole weights do not add up; known before anything is tuned."""
+    return getattr(tuning, "train", None) == "full" or bool(tuning.steps and getattr(tuning, "attention", False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from imprint.config.base import Section
 from imprint.config.jobs.evaluate import ClusterShare, SceneSpec, TuneSpec
@@ -42,7 +42,7 @@ class Contender(Section):
 
 
 class ShardSubjects(Section):
-    """Identities out of shards, pictures of one side by side: the first one is learned, the others are compared with."""
+    """Identities out of shards, pictures of one side by side: the first is learned, the others are compared with."""
 
     shards: tuple[str, ...] = Field(min_length=1, description="real pictures of identities that no training saw")
     split: str | None = "heldout"
@@ -55,6 +55,19 @@ class FolderSubjects(Section):
     folder: str = Field(min_length=1, description="holds a folder of pictures for each subject")
     classes: str = Field("classes.json", description="in the folder: a JSON object, subject to class noun")
     live: tuple[str, ...] = Field(("cat", "dog"), description="class nouns that get the prompts of live subjects")
+
+
+def _layout(source: Any) -> str:
+    """Which of the two a section is; tags are words that no key has."""
+    given = source if isinstance(source, dict) else getattr(source, "__dict__", {})
+    return "a layout of folders" if "folder" in given else "a list of shards"
+
+
+Source = Annotated[
+    Annotated[ShardSubjects, Tag("a list of shards")] | Annotated[FolderSubjects, Tag("a layout of folders")],
+    Discriminator(_layout),
+    Field(description="whom: shards: [...], or folder: ..."),
+]
 
 
 class PromptSpec(Section):
@@ -78,7 +91,7 @@ class Sitting(Section):
     seed: int = Field(0, ge=0)
     runs: str = Field("runs", description="folder of the runs; every actor must see it")
     backbone: str = Field("imprint-tiny", description="embedded name, diffusers folder, safetensors file or hub id")
-    source: Annotated[ShardSubjects | FolderSubjects, Field(description="shards: [...], or folder: ...")]
+    source: Source
     subjects: int = Field(30, gt=1, description="how many, the first of the source; DreamBench's 30")
     image_size: int = Field(64, gt=0, description="px; real pictures are resized to this, the backbone's own size")
     protocol: ProtocolName = Field("dreambench", description="whose prompts are drawn")
@@ -129,9 +142,12 @@ class Benchmark(Sitting):
     contenders: dict[str, Contender] = Field(min_length=1, description="by a name of your own")
     class_noun: bool = Field(True, description="draw the class noun alone beside them: obedience without a subject")
     class_pictures: int = Field(
-        0, ge=0, description="pictures of the class noun by each tuned model: PRES and DIV, how much of the class is left"
+        0, ge=0, description="pictures of the class noun by each tuned model: PRES and DIV, what of the class is left"
     )
-    against: str | None = Field(None, description="whom all others are compared with; by default everyone with everyone")
+    pairs: int = Field(
+        0, ge=0, description="several subjects: so many pairs in one picture, by contenders whose concepts merge"
+    )
+    against: str | None = Field(None, description="whom all others are compared with; by default everyone")
     grid_subjects: int = Field(4, gt=0, description="rows of the grid")
     grid_cell: int = Field(96, gt=0, description="px of each picture in the grid")
 
@@ -148,7 +164,9 @@ class Benchmark(Sitting):
     def _names_are_plain(self) -> Self:
         for name in self.contenders:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name == CLASS_NOUN:
-                raise ValueError(f"contenders: {name!r} names a folder; use letters, digits, - _ and ., not {CLASS_NOUN}")
+                raise ValueError(
+                    f"contenders: {name!r} names a folder; use letters, digits, - _ and ., and not {CLASS_NOUN}"
+                )
         if self.against is not None and self.against not in (*self.contenders, CLASS_NOUN):
             raise ValueError(f"against={self.against!r}: expected one of {', '.join(self.contenders)}")
         return self
@@ -192,7 +210,9 @@ class Search(Sitting):
 
     job: Literal["search"]
     contender: Contender
-    space: dict[str, Range] = Field(min_length=1, description="dotted key of the contender, as tuning.steps, to a range")
+    space: dict[str, Range] = Field(
+        min_length=1, description="dotted key of the contender, as tuning.steps, to a range"
+    )
     trials: int = Field(12, gt=0)
     score: SearchScore = SearchScore()
     first_rung: int = Field(4, gt=0, description="subjects after which a poor trial may be stopped")
