@@ -25,6 +25,7 @@ SUBJECTS = tuple(f"s{number}" for number in range(20))
 
 def entry(name: str, identity: float, prompt: float, **more: float) -> Entry:
     noise = np.random.default_rng(0).normal(0, 0.01, len(SUBJECTS))
+    noise -= noise.mean()
     scores = {"identity": identity + noise, "prompt": prompt - noise}
     scores |= {metric: np.full(len(SUBJECTS), value) for metric, value in more.items()}
     kinds = {"restyle": {"identity": scores["identity"]}}

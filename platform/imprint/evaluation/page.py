@@ -11,10 +11,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from imprint.evaluation.cells import Cells
 from imprint.evaluation.comparison import COSTS, IDENTITY, LABELS, PROMPT, SHARES, Comparison, Entry, estimate
 from imprint.evaluation.plots import pareto_plot
 from imprint.evaluation.records import write_text
-from imprint.evaluation.report import Cells
 from imprint.evaluation.statistics import LEVEL, Estimate
 
 _QUALITY = tuple(name for name in LABELS if name not in COSTS)
