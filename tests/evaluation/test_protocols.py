@@ -69,7 +69,7 @@ def test_prompts_are_a_function_of_job_and_subject() -> None:
     assert prompts_for(own, 3, FACE, live=True) == (Prompt("{} at sea", "place", {"background": "blue"}),)
     short = spec(protocol="faces", scenes={"backgrounds": ["red", "green"]})
     with pytest.raises(ConfigError, match="too few words"):
-        prompts_for(short, 0, FACE, live=False)
+        prompts_for(short, 0, FACE | {"clothing_color": "red"}, live=False)
     with pytest.raises(ValueError, match="where the subject goes"):
         PromptSpec(text="a photo")
 
