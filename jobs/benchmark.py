@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rich.console import Console
 
 from imprint.config.jobs.benchmark import CLASS_NOUN, Benchmark, Contender, ShardSubjects, Sitting
 from imprint.config.paths import path_or_name, resolve_path
-from imprint.errors import DataError
+from imprint.errors import TrainingError
 from imprint.evaluation.attributes import EMBEDDED, AttributeReader
 from imprint.evaluation.comparison import Comparison, Entry
 from imprint.evaluation.grid import labelled_grid, save_png
@@ -68,6 +68,8 @@ def run(spec: Benchmark, *, job_file: Path | None, source: str) -> None:
     _start_folder(folder, source)
     connect()
     values = draw_all(spec, folder, sitters, judge, gallery)
+    if not any(values.values()):
+        raise TrainingError(f"{spec.name}: deadline_s={spec.deadline_s} passed before anything was drawn; give it more")
     tracked = _open_tracking(spec, folder, source)
     comparison = compare(spec, folder, sitters, values, gallery)
     facts = _facts(spec, sitters, time.perf_counter() - began)
@@ -203,8 +205,8 @@ class Actor:
 
 def draw_all(
     spec: Benchmark, folder: Path, sitters: Sequence[Sitter], judge: Judge, gallery: Gallery
-) -> dict[str, list[Values]]:
-    """The values of every contender, in the order of `sitters`; what an earlier run of the job kept is not done again.
+) -> dict[str, dict[int, Values]]:
+    """The values of every contender by the place of a sitter; what an earlier run of the job kept is not done again.
 
     Raises:
         ImprintError: the one that an actor raised.
@@ -225,16 +227,28 @@ def draw_all(
         actor = Actor.options(num_cpus=share.cpus_per_actor, num_gpus=share.gpus_per_actor)
         shown = ray.put(gallery)
         pool = ActorPool([actor.remote(spec, judge.whitening, shown) for _ in range(min(share.actors, len(missing)))])
-        # Contender by contender, so that an actor seldom loads another one.
-        for name, place in missing:
-            args = name, sitters[place], place, str(folder), partner(spec, sitters, place)
-            pool.submit(lambda one, args: one.portray.remote(*args), args)
         with _Counter(len(missing)) as counter:
-            while pool.has_next():
-                name, place, values = _next(pool)
+            for name, place, values in _portrayed(pool, missing, spec, sitters, str(folder)):
                 found[name][place] = values
                 counter.advance()
-    return {name: [each[place] for place in range(len(sitters))] for name, each in found.items()}
+    return found
+
+
+def _portrayed(
+    pool: ActorPool, missing: Sequence[tuple[str, int]], spec: Benchmark, sitters: Sequence[Sitter], folder: str
+) -> Iterator[tuple[str, int, Values]]:
+    """Contender by contender, so that an actor seldom loads another one; nothing is begun after the deadline."""
+    began = time.perf_counter()
+    for name, place in missing:
+        if not pool.has_free():
+            yield _next(pool)  # type: ignore[misc]
+        if spec.deadline_s is not None and time.perf_counter() - began > spec.deadline_s:
+            log.warning("the deadline is over; the report is of what was drawn. Submit again for the rest")
+            break
+        args = name, sitters[place], place, folder, partner(spec, sitters, place)
+        pool.submit(lambda one, args: one.portray.remote(*args), args)
+    while pool.has_next():
+        yield _next(pool)  # type: ignore[misc]
 
 
 def partner(spec: Benchmark, sitters: Sequence[Sitter], place: int) -> Sitter | None:
@@ -282,24 +296,35 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 
 def compare(
-    spec: Benchmark, folder: Path, sitters: Sequence[Sitter], values: Mapping[str, Sequence[Values]], gallery: Gallery
+    spec: Benchmark,
+    folder: Path,
+    sitters: Sequence[Sitter],
+    values: Mapping[str, Mapping[int, Values]],
+    gallery: Gallery,
 ) -> Comparison:
     """Entries of all contenders: means over the prompts that ask for something, and by kind of prompt."""
     links = tracking_links(folder)
-    entries = [entry_of(spec, name, sitters, each, str(folder), links) for name, each in values.items()]
+    entries = [entry_of(spec, name, sitters, each, str(folder), links) for name, each in values.items() if each]
     same, other = _real_scores(gallery)
     return Comparison.of(entries, floor=float(np.mean(other)), ceiling=float(np.mean(same)) if len(same) else None)
 
 
 def entry_of(
-    spec: Benchmark, name: str, sitters: Sequence[Sitter], values: Sequence[Values], run: str, links: Mapping[str, str]
+    spec: Benchmark,
+    name: str,
+    sitters: Sequence[Sitter],
+    values: Mapping[int, Values],
+    run: str,
+    links: Mapping[str, str],
 ) -> Entry:
-    """One contender's means, sitter by sitter."""
+    """One contender's means, sitter by sitter, of those that it has drawn."""
     contender = spec.contenders.get(name)
     label = "class noun only" if contender is None else contender.label or name.replace("_", " ")
     scores: dict[str, list[float]] = {}
     kinds: dict[str, dict[str, list[float]]] = {}
-    for number, (sitter, each) in enumerate(zip(sitters, values, strict=True)):
+    drawn = [sitters[place] for place in sorted(values)]
+    for number, sitter in enumerate(drawn):
+        each = values[sorted(values)[number]]
         for metric, found in each.items():
             if metric in _COSTS_OF_ALL:
                 _put(scores, metric, number, found[0])
@@ -313,10 +338,10 @@ def entry_of(
                 _put(kinds.setdefault(kind, {}), metric, number, _mean(group))
             if metric == "identity" and PLAIN in by_kind and len(by_kind) > 1:
                 _put(scores, "identity_plain", number, _mean(by_kind[PLAIN]))
-    count = len(sitters)
+    count = len(drawn)
     facts = {} if contender is None else {"method": contender.tuning.method, "steps": contender.tuning.steps}
     return Entry(
-        name, label, tuple(sitter.identity for sitter in sitters), _as_arrays(scores, count),
+        name, label, tuple(sitter.identity for sitter in drawn), _as_arrays(scores, count),
         {kind: _as_arrays(each, count) for kind, each in kinds.items()}, facts, run, dict(links),
     )  # fmt: skip
 
@@ -373,11 +398,7 @@ def notes(spec: Benchmark, sitters: Sequence[Sitter], judge: Judge, gallery: Gal
 
 
 def draw_grid(spec: Benchmark, folder: Path, sitters: Sequence[Sitter]) -> Image.Image:
-    """The first sitters: what was learned, then each contender with the plain and the last prompt.
-
-    Raises:
-        DataError: pictures that were kept are gone.
-    """
+    """The first sitters: what was learned, then each contender with the plain and the last prompt."""
     names = [*spec.contenders, *([CLASS_NOUN] if spec.class_noun else [])]
     rows, captions = [], []
     for sitter in sitters[: spec.grid_subjects]:
@@ -396,10 +417,8 @@ def _first_copy(folder: Path, name: str, sitter: Sitter, number: int, copies: in
         with Image.open(file) as sheet:
             side = sheet.width // copies
             return sheet.convert("RGB").crop((0, number * side, side, (number + 1) * side))
-    except OSError as error:
-        raise DataError(
-            f"drawing the grid: {file}: {error}; delete {file.with_suffix('.json')} to draw it anew"
-        ) from error
+    except FileNotFoundError:  # the deadline came first
+        return Image.new("RGB", (8, 8), (225, 225, 225))
 
 
 def _label(spec: Benchmark, name: str) -> str:

@@ -147,6 +147,9 @@ class Benchmark(Sitting):
     pairs: int = Field(
         0, ge=0, description="several subjects: so many pairs in one picture, by contenders whose concepts merge"
     )
+    deadline_s: float | None = Field(
+        None, gt=0, description="begin nothing new after so long, and report what there is; submit again for the rest"
+    )
     against: str | None = Field(None, description="whom all others are compared with; by default everyone")
     grid_subjects: int = Field(4, gt=0, description="rows of the grid")
     grid_cell: int = Field(96, gt=0, description="px of each picture in the grid")
