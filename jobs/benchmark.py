@@ -14,11 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import ray
 import torch
-import transformers
 from PIL import Image
 from ray.util import ActorPool
 from rich.console import Console
@@ -36,7 +34,6 @@ from imprint.evaluation.protocols import PLAIN
 from imprint.evaluation.records import FILE, tracking_links, write_comparison, write_text
 from imprint.evaluation.sitters import Sitter, sitters_of_folder, sitters_of_shards
 from imprint.evaluation.statistics import area_under_curve
-from imprint.evaluation.studio import Studio
 from imprint.evaluation.subjects import Picture, showing, somebody_else
 from imprint.jobs.evaluate import _Counter, _next, _pictures, _start_folder
 from imprint.jobs.ray_train import connect
@@ -158,6 +155,10 @@ class Actor:
     """Holds one contender at a time, and the judge."""
 
     def __init__(self, spec: Benchmark, whitening: Any, gallery: Gallery) -> None:
+        # Not imported by the driver, which has no model and would spend seconds on it.
+        import diffusers
+        import transformers
+
         torch.set_num_threads(spec.cluster.threads_per_actor)
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -168,12 +169,14 @@ class Actor:
             uncalibrated.network, uncalibrated.reader, whitening, uncalibrated.field, uncalibrated.copy_quantile
         )
         self.name: str | None = None
-        self.studio: Studio | None = None
+        self.studio: Any = None
 
     def portray(
         self, name: str, sitter: Sitter, place: int, folder: str, other: Sitter | None
     ) -> tuple[str, int, Values]:
         """Tune, draw and score one sitter, with the `other` in one picture where there is one; keep what came of it."""
+        from imprint.evaluation.studio import Studio
+
         if self.studio is None or self.name != name:
             self.studio = None  # two models need not fit side by side
             self.studio = Studio(

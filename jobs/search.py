@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -32,7 +30,6 @@ from imprint.evaluation.judge import Gallery, Judge
 from imprint.evaluation.page import Page
 from imprint.evaluation.records import FILE, tracking_links, write_comparison, write_text
 from imprint.evaluation.sitters import Sitter
-from imprint.evaluation.studio import Studio
 from imprint.jobs.benchmark import collect_sitters, make_judge, with_absolute_paths
 from imprint.jobs.evaluate import _start_folder
 from imprint.jobs.ray_train import connect, our_error
@@ -178,6 +175,12 @@ def trial(
     values: dict[str, Any], *, spec: Search, folder: str, sitters: list[Sitter], whitening: Any, gallery: Gallery
 ) -> None:
     """One draw from the space: subject after subject, reporting the mean so far."""
+    # Not imported by the driver, which has no model and would spend seconds on it.
+    import diffusers
+    import transformers
+
+    from imprint.evaluation.studio import Studio
+
     torch.set_num_threads(spec.cluster.threads_per_actor)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

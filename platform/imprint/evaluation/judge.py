@@ -34,10 +34,10 @@ from imprint.evaluation.metrics import (
     image_similarity,
     text_similarity,
 )
+from imprint.evaluation.portrait import Portrait
 from imprint.evaluation.scoring import DIMENSIONS, KEPT
 from imprint.evaluation.sitters import Sitter
 from imprint.evaluation.statistics import nearest_identity
-from imprint.evaluation.studio import Portrait
 from imprint.evaluation.subjects import Picture, somebody_else
 
 COPY_QUANTILE = 0.99

@@ -14,7 +14,6 @@ from imprint.errors import DataError
 from imprint.evaluation.columns import to_uint8
 from imprint.evaluation.protocols import Prompt, prompts_for
 from imprint.evaluation.subjects import Picture, collect_subjects
-from imprint.tuning.pictures import find_pictures, load_pictures
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ def sitters_of_folder(source: FolderSubjects, folder: Path, spec: Sitting, *, sk
     for number, name in list(enumerate(names))[skip : skip + spec.subjects]:
         if name not in nouns:
             raise DataError(f"reading subjects: {folder / source.classes} has no class noun of {name}; add it")
+        from imprint.tuning.pictures import find_pictures  # brings the methods, which shards do not need
+
         noun = nouns[name]
         pictures = tuple(_picture(file, spec.image_size, noun) for file in find_pictures(folder / name))
         prompts = prompts_for(spec, number, {}, live=noun in source.live)
@@ -70,6 +71,8 @@ def sitters_of_folder(source: FolderSubjects, folder: Path, spec: Sitting, *, sk
 
 
 def _picture(file: Path, size: int, noun: str) -> Picture:
+    from imprint.tuning.pictures import load_pictures
+
     read = load_pictures(file, image_size=size, largest=size)
     mask = np.full((size, size), 255, np.uint8)
     if read.masks is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from imprint.config.methods import FewStepSpec, SampleSpec
 from imprint.errors import ConceptError, ConfigError
 from imprint.evaluation.columns import as_tensors, to_uint8
 from imprint.evaluation.cost import measured
+from imprint.evaluation.portrait import Portrait
 from imprint.evaluation.sitters import Sitter
 from imprint.features.clip import ClipFeatures
 from imprint.methods import METHODS
@@ -31,19 +31,6 @@ BESIDE = "a photo of {} beside {}"
 
 CHANGES_THE_CLASS = ("e4t", "dreambooth", "lora", "profusion")
 """Methods after which the UNet itself is another one, so that the class noun alone is drawn differently."""
-
-
-@dataclass(frozen=True, eq=False)
-class Portrait:
-    """Pictures of one sitter: k copies of each of p prompts, and c of the class noun alone by the tuned model.
-
-    `cost` has seconds, steps, memory_mib (as far as it is known), kilobytes of the concept, and draw_seconds of a
-    picture.
-    """
-
-    images: UInt8[np.ndarray, "p k h w 3"]
-    cost: Mapping[str, float] = field(default_factory=dict)
-    class_images: UInt8[np.ndarray, "c h w 3"] | None = None
 
 
 class Studio:
