@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The reports that docs/results.md is to be written from, by one command: trains what the encoder methods and their papers' ablations pretrain, where a run of that
-# name is not there yet, then draws and scores every method, baseline and ablation over SUBJECTS held-out people (100).
-# On two CPU cores this takes hours, most of them for pretraining. What is finished is not done again.
+# The reports that docs/results.md is to be written from, by one command: trains what the encoder methods and their
+# papers' ablations pretrain, where a run of that name is not there yet, then draws and scores every method, baseline
+# and ablation over SUBJECTS held-out people (100). What is finished is not done again. On two CPU cores this takes
+# hours, most of them for pretraining.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
