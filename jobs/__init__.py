@@ -11,12 +11,14 @@ from imprint.errors import ConfigError
 
 # kind -> "module:function"; a string, so that checking a job file imports neither Ray nor torch.
 RUNNERS: dict[str, str] = {
+    "benchmark": "imprint.jobs.benchmark:run",
     "evaluate": "imprint.jobs.evaluate:run",
     "finetune_joint": "imprint.jobs.cluster_jobs:finetune_joint",
     "prepare_faces": "imprint.jobs.prepare:run_faces",
     "prepare_objects": "imprint.jobs.prepare:run_objects",
     "prepare_shards": "imprint.jobs.prepare_shards:run",
     "pretrain_encoder": "imprint.jobs.cluster_jobs:pretrain_encoder",
+    "search": "imprint.jobs.search:run",
     "train_backbone": "imprint.jobs.tiny:run_backbone",
     "train_face_attributes": "imprint.jobs.train_face_attributes:run",
     "train_super_resolution": "imprint.jobs.train_super_resolution:run",

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from imprint.config.base import Section
+from imprint.config.jobs.benchmark import Sitting
 from imprint.config.jobs.cluster import ClusterJob
 from imprint.config.jobs.evaluate import Evaluate
 from imprint.config.jobs.prepare import Prepare
@@ -54,7 +55,7 @@ def needs_of(spec: Section) -> Needs:
     match spec:
         case ClusterJob():
             return _needs_of_training(spec)
-        case Evaluate():
+        case Evaluate() | Sitting():
             share = spec.cluster
             cpus = max(share.cpus_per_actor, 0 if share.gpus_per_actor else share.threads_per_actor)
             return Needs(share.actors, share.actors * cpus, share.actors * share.gpus_per_actor)

@@ -13,7 +13,10 @@ from imprint.jobs.kube import render, to_yaml
 ROOT = Path(__file__).resolve().parents[1]
 _PREPARE = ("kube.head_cpus=4", "kube.priority=imprint-batch")
 CPU: dict[str, tuple[str, ...]] = {
+    "ablations": ("kube.priority=imprint-batch",),
+    "benchmark": ("kube.priority=imprint-batch",),
     "continue_backbone": (),
+    "dreambench": ("kube.priority=imprint-batch",),
     "evaluate": ("kube.priority=imprint-batch",),
     "finetune_joint": (),
     "prepare_faces": _PREPARE,
@@ -22,6 +25,7 @@ CPU: dict[str, tuple[str, ...]] = {
     "pretrain_domain_agnostic": (),
     "pretrain_encoder": (),
     "pretrain_profusion": (),
+    "search": ("kube.priority=imprint-batch",),
     "train_backbone": (),
     "train_face_attributes": (),
     "train_super_resolution": (),
@@ -30,12 +34,17 @@ CPU: dict[str, tuple[str, ...]] = {
 }
 _TRAIN = ("cluster.gpus_per_worker=1", "cluster.cpus_per_worker=4", "kube.cpus=12", "kube.memory=96Gi",
           "kube.shared_memory=16Gi", "kube.head_cpus=4", "kube.head_memory=16Gi")  # fmt: skip
+_ACTORS = ("cluster.gpus_per_actor=1", "kube.cpus=8", "kube.memory=48Gi", "kube.priority=imprint-batch")
 GPU: dict[str, tuple[str, ...]] = {
-    "evaluate": ("cluster.gpus_per_actor=1", "kube.cpus=8", "kube.memory=48Gi", "kube.priority=imprint-batch"),
+    "ablations": _ACTORS,
+    "benchmark": _ACTORS,
+    "dreambench": _ACTORS,
+    "evaluate": _ACTORS,
     "finetune_joint": _TRAIN,
     "pretrain_domain_agnostic": _TRAIN,
     "pretrain_encoder": _TRAIN,
     "pretrain_profusion": _TRAIN,
+    "search": _ACTORS,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imprint.cli.compare import compare
 from imprint.cli.data import data
 from imprint.cli.export import export
 from imprint.cli.merge import merge
@@ -50,6 +51,7 @@ app.command()(personalize)
 app.command()(sample)
 app.command()(merge)
 app.command()(export)
+app.command()(compare)
 app.command()(serve)
 app.command()(verify)
 app.add_typer(data)

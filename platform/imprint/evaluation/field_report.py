@@ -22,18 +22,24 @@ METRICS = ("CLIP-I", "DINO", "CLIP-T", "DIV", "copies")
 
 @dataclass(frozen=True)
 class FieldReport:
-    """Estimates over subjects by metric and column; KID is mean and deviation over subsets, by column."""
+    """Estimates over subjects by metric and column; KID is mean and deviation over subsets, by column.
+
+    `values` are what the estimates are of, one for each subject.
+    """
 
     each: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     kid: dict[str, tuple[float, float]] = field(default_factory=dict)
     copy_threshold: float | None = None
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scores: FieldScores) -> FieldReport:
         """The scores with confidence intervals."""
         each = {m: {name: bootstrap_mean(v) for name, v in values.items()} for m, values in scores.each.items()}
+        plain = {m: {name: [round(float(v), 5) for v in column] for name, column in values.items()}
+                 for m, values in scores.each.items()}  # fmt: skip
         return cls(each, {name: (spread.mean, spread.deviation) for name, spread in scores.kid.items()},
-                   scores.copy_threshold)  # fmt: skip
+                   scores.copy_threshold, plain)  # fmt: skip
 
     def header(self) -> tuple[str, ...]:
         """Above the table's columns."""

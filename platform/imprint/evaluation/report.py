@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from imprint.errors import StorageError
+from imprint.evaluation.cells import Cells
 from imprint.evaluation.field_report import FieldReport
 from imprint.evaluation.scoring import CEILING, FLOOR, Scores
 from imprint.evaluation.statistics import Estimate, bootstrap_mean, paired_difference
@@ -29,15 +30,6 @@ COMPARISONS = (
     ("encoder", "baseline"),
 )
 """Pairs of columns, subject by subject: the first ought to be the better. Those that were drawn are compared."""
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A small table: a title, a header and rows of text."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)

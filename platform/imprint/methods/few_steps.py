@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imprint.backbone import Backbone
 from imprint.backbone.precision import computing
-from imprint.config.methods import FewStepSpec
+from imprint.config.methods import EarlyStoppingSpec, FewStepSpec
 from imprint.errors import ConfigError, TrainingError
 from imprint.methods.augment import centre_square
 from imprint.methods.base import Pictures, TuneCallback
@@ -77,9 +77,12 @@ def run_steps(
 ) -> None:
     """`spec.steps` optimizer steps on `loss`, whose randomness at each step is a function of (seed, step).
 
+    With `spec.early_stopping` they may be fewer.
+
     Raises:
         TrainingError: the loss is not finite.
     """
+    stopper = None if spec.early_stopping is None else EarlyStopper(loss, spec.early_stopping, seed, device)
     for step in range(spec.steps):
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         with computing(spec.precision, device):
@@ -94,3 +97,41 @@ def run_steps(
             optimizer.step()
         if callback is not None:
             callback(step + 1, number)
+        if stopper is not None:
+            with computing(spec.precision, device):
+                if stopper.done(step + 1):
+                    return
+
+
+class EarlyStopper:
+    """Looks at the loss on held-out randomness, and says when it has stopped falling."""
+
+    def __init__(
+        self,
+        loss: Callable[[torch.Generator], Float[Tensor, ""]],
+        spec: EarlyStoppingSpec,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.loss, self.spec, self.seed, self.device = loss, spec, seed, device
+        self.best, self.since = math.inf, 0
+
+    def done(self, step: int) -> bool:
+        """Asked after each step."""
+        if step % self.spec.every:
+            return False
+        score = self.score()
+        if score < self.best * (1 - self.spec.least):
+            self.best, self.since = score, 0
+        else:
+            self.since += 1
+        return self.since >= self.spec.patience
+
+    @torch.no_grad()
+    def score(self) -> float:
+        """The same draws at each look, of seeds that no step has: those of the steps are not negative."""
+        generators = (
+            torch.Generator(self.device).manual_seed(-1 - self.seed * 1_000_003 - batch)
+            for batch in range(self.spec.batches)
+        )
+        return sum(self.loss(generator).item() for generator in generators) / self.spec.batches

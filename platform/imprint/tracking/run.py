@@ -58,7 +58,8 @@ class TrackedRun:
                     experiment.experiment_id if experiment else client.create_experiment(spec.experiment, artifacts)
                 )
                 run_id = client.create_run(experiment_id, run_name=name).info.run_id
-                (folder / _RECORD).write_text(json.dumps({"run_id": run_id, "uri": without_credentials(uri)}))
+                record = {"run_id": run_id, "uri": without_credentials(uri), "experiment_id": experiment_id}
+                (folder / _RECORD).write_text(json.dumps(record))
             else:
                 client.update_run(run_id, status="RUNNING")
         except (mlflow.MlflowException, OSError) as error:

@@ -1,6 +1,7 @@
 """One frozen model for each kind of job. A new kind is one line here and one in `imprint.jobs.RUNNERS`."""
 
 from imprint.config.base import Section
+from imprint.config.jobs.benchmark import Benchmark, Search
 from imprint.config.jobs.evaluate import Evaluate, TrainFaceAttributes
 from imprint.config.jobs.finetune import FinetuneJoint, JointTripletSpec
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
@@ -10,12 +11,14 @@ from imprint.config.jobs.super_resolution import TrainSuperResolution
 from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
+    "benchmark": Benchmark,
     "evaluate": Evaluate,
     "finetune_joint": FinetuneJoint,
     "prepare_faces": PrepareFaces,
     "prepare_objects": PrepareObjects,
     "prepare_shards": PrepareShards,
     "pretrain_encoder": PretrainEncoder,
+    "search": Search,
     "train_backbone": TrainBackbone,
     "train_face_attributes": TrainFaceAttributes,
     "train_super_resolution": TrainSuperResolution,
@@ -26,6 +29,7 @@ JOB_SPECS: dict[str, type[Section]] = {
 __all__ = [
     "JOB_SPECS",
     "BackgroundMix",
+    "Benchmark",
     "Evaluate",
     "FinetuneJoint",
     "JointTripletSpec",
@@ -33,6 +37,7 @@ __all__ = [
     "PrepareObjects",
     "PrepareShards",
     "PretrainEncoder",
+    "Search",
     "TrainBackbone",
     "TrainFaceAttributes",
     "TrainSuperResolution",

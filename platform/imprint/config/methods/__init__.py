@@ -25,7 +25,7 @@ from imprint.config.methods.sampling import AncestralSampleSpec, FusionSpec, Sam
 from imprint.config.methods.super_resolution import SuperResolutionSampler, SuperResolutionTuneSpec
 from imprint.config.methods.taming import DroppingSpec, ObjectEncoderSpec, TamingSpec, TamingTuneSpec
 from imprint.config.methods.textual_inversion import TextualInversionTuneSpec
-from imprint.config.methods.tuning import FewStepSpec, IdentifierSpec, LoraSpec, PhraseSpec
+from imprint.config.methods.tuning import EarlyStoppingSpec, FewStepSpec, IdentifierSpec, LoraSpec, PhraseSpec
 
 TUNE_SPECS: dict[str, type[FewStepSpec]] = {
     "e4t": E4TTuneSpec,
@@ -65,6 +65,7 @@ __all__ = [
     "E4TEncoderSpec",
     "E4TSpec",
     "E4TTuneSpec",
+    "EarlyStoppingSpec",
     "EncoderSpec",
     "FewStepSpec",
     "FusionSpec",

@@ -11,6 +11,19 @@ from imprint.config.methods.prompts import DEFAULT_TEMPLATES
 from imprint.config.training import Precision, TimestepLogits
 
 
+class EarlyStoppingSpec(Section):
+    """Ends tuning before its last step when a score no longer improves.
+
+    The score is the method's own loss on noise levels, crops and prompts that are drawn once and never trained on, so
+    it tells how much is left to learn of the subject. It costs forward passes, and none backward.
+    """
+
+    every: int = Field(5, ge=1, description="Steps between two looks at the score")
+    batches: int = Field(2, ge=1, description="Batches that it is the mean of")
+    patience: int = Field(2, ge=1, description="Looks in a row without improvement that end tuning")
+    least: float = Field(0.01, ge=0, lt=1, description="Improvement that counts, as a share of the best score so far")
+
+
 class FewStepSpec(Section):
     """What tuning has in common over methods; each gives `method` and the defaults of its paper."""
 
@@ -26,6 +39,9 @@ class FewStepSpec(Section):
     templates: tuple[str, ...] = Field(DEFAULT_TEMPLATES, min_length=1, description="Prompts with <concept> in each")
     context_probability: float = Field(1.0, ge=0, le=1, description="Share of prompts that end with a given context")
     timestep_logits: TimestepLogits = None
+    early_stopping: EarlyStoppingSpec | None = Field(
+        None, description="End before the last step when the loss on held-out noise no longer falls; by default never"
+    )
     precision: Precision = Field("fp32", description="What the networks compute in; weights stay fp32")
     storage: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="How what was learned is kept; fp16 rounds changes of a weight below 6e-5 coarsely"

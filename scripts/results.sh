@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The reports that docs/results.md is to be written from, by one command: trains what the encoder methods and their
+# papers' ablations pretrain, where a run of that name is not there yet, then draws and scores every method, baseline
+# and ablation over SUBJECTS held-out people (100). What is finished is not done again. On two CPU cores this takes
+# hours, most of them for pretraining.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
+export PATH
+export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0
+unset RAY_ADDRESS
+export IMPRINT_ROOT="$PWD"
+
+subjects="${SUBJECTS:-100}"
+
+run() {
+    printf '\n== imprint run'
+    printf ' %q' "$@"
+    printf '\n'
+    imprint run "$@"
+}
+
+pretrain() { # NAME JOB [KEY=VALUE...]: a run of its own, unless it is finished
+    local name="$1"
+    shift
+    [[ -d "runs/$name/encoder" || -d "runs/$name/network" ]] || run "$@" "name=$name" grid=null
+}
+
+[[ -f data/faces-64/manifest.json ]] || run jobs/prepare_faces.yaml 'sizes=[64]'
+[[ -f data/objects-64/manifest.json ]] || run jobs/prepare_objects.yaml 'sizes=[64]'
+
+pretrain e4t-without-refinement jobs/pretrain_encoder.yaml method.encoder.refinement=false
+pretrain e4t-without-regularization jobs/pretrain_encoder.yaml method.regularization=0
+pretrain e4t-without-offsets jobs/pretrain_encoder.yaml method.offsets.enabled=false
+pretrain domain-agnostic jobs/pretrain_domain_agnostic.yaml
+pretrain domain-agnostic-without-contrastive jobs/pretrain_domain_agnostic.yaml method.contrastive.enabled=false
+pretrain domain-agnostic-without-dual-path jobs/pretrain_domain_agnostic.yaml method.dual_path.enabled=false
+pretrain domain-agnostic-without-hypernetwork jobs/pretrain_domain_agnostic.yaml method.hypernetwork.enabled=false
+pretrain profusion-faces jobs/pretrain_profusion.yaml
+pretrain taming-faces jobs/finetune_joint.yaml
+pretrain taming-without-cross-reference jobs/finetune_joint.yaml triplets.cross_reference=0
+pretrain taming-without-dropping jobs/finetune_joint.yaml method.dropping.general=false
+pretrain taming-attentions-alone jobs/finetune_joint.yaml method.whole_network=false
+
+run jobs/benchmark.yaml "subjects=$subjects"
+run jobs/ablations.yaml "subjects=$subjects"
+imprint compare runs/benchmark-faces runs/ablations-faces --out runs/results.html
+echo
+echo "the reports: $PWD/runs/benchmark-faces/report.html $PWD/runs/ablations-faces/report.html $PWD/runs/results.html"

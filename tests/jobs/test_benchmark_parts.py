@@ -1,0 +1,138 @@
+"""What a benchmark makes of the values that actors send, and what it takes as drawn already."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imprint.config.jobs.benchmark import Benchmark
+from imprint.evaluation.judge import Gallery
+from imprint.evaluation.protocols import Prompt
+from imprint.evaluation.sitters import Sitter
+from imprint.evaluation.subjects import Picture
+from imprint.jobs.benchmark import compare, digest_of, draw_grid, kept_file, kept_values, notes, partner
+from imprint.jobs.search import compare as compare_trials
+from imprint.jobs.search import score_of
+
+PROMPTS = (
+    Prompt("{}", "plain"), Prompt("{} on blue", "place", {"background": "blue"}), Prompt("{} in red", "clothes"),
+)  # fmt: skip
+
+
+def sitter(number: int) -> Sitter:
+    shown = Picture(np.full((8, 8, 3), 40 * number, np.uint8), np.full((8, 8), 255, np.uint8), {}, "", "cat")
+    return Sitter(number, f"s{number}", "cat", (shown,), (shown, shown), PROMPTS)
+
+
+SITTERS = [sitter(number) for number in range(3)]
+
+
+def spec(**changed: object) -> Benchmark:
+    values = {
+        "job": "benchmark", "name": "test", "source": {"folder": "nowhere"}, "images_per_prompt": 2,
+        "contenders": {"one": {"label": "the one", "tuning": {"method": "lora", "steps": 7}},
+                       "two": {"tuning": {"method": "textual_inversion"}}},
+    }  # fmt: skip
+    return Benchmark.model_validate({**values, **changed})
+
+
+def values(identity: float) -> dict[str, list[float]]:
+    return {"identity": [0.9, identity, identity + 0.2], "prompt": [float("nan"), 1.0, float("nan")],
+            "seconds": [3.0], "PRES": [0.5]}  # fmt: skip
+
+
+@pytest.fixture
+def gallery() -> Gallery:
+    rows = np.eye(3)
+    return Gallery([rows[:2], rows[1:], rows[[0, 2]]], 0.9)
+
+
+def test_means_are_of_the_prompts_that_ask_and_the_plain_one_stands_alone(tmp_path: Path, gallery: Gallery) -> None:
+    found = compare(spec(), tmp_path, SITTERS, {"one": {0: values(0.2), 1: values(0.4), 2: values(0.6)}}, gallery)
+    (one,) = found.entries
+    assert (one.label, one.subjects, one.facts) == ("the one", ("s0", "s1", "s2"), {"method": "lora", "steps": 7})
+    np.testing.assert_allclose(one.scores["identity"], [0.3, 0.5, 0.7])
+    np.testing.assert_allclose(one.scores["identity_plain"], [0.9] * 3)
+    np.testing.assert_allclose(one.scores["prompt"], [1.0] * 3)
+    np.testing.assert_allclose(one.scores["seconds"], [3.0] * 3)
+    np.testing.assert_allclose(one.kinds["clothes"]["identity"], [0.4, 0.6, 0.8])
+    assert np.isnan(one.kinds["plain"]["prompt"]).all()
+    assert found.ceiling == pytest.approx(0.0) and found.floor is not None
+
+
+def test_what_the_deadline_left_out_is_not_in_the_report(tmp_path: Path, gallery: Gallery) -> None:
+    drawn = {"one": {0: values(0.2), 2: values(0.6)}, "two": {}, "class_noun": {2: values(0.1)}}
+    found = compare(spec(), tmp_path, SITTERS, drawn, gallery)
+    assert [entry.name for entry in found.entries] == ["one", "class_noun"]
+    assert found.entries[0].subjects == ("s0", "s2")
+    (difference,) = found.differences("identity")
+    assert difference.estimate.count == 1 and difference.estimate.mean == pytest.approx(0.5)
+
+
+def test_only_what_was_drawn_under_the_same_settings_is_taken_over(tmp_path: Path) -> None:
+    def keep(chosen: Benchmark) -> None:
+        file = kept_file(tmp_path, "one", SITTERS[0], ".json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"digest": digest_of(chosen, "one", SITTERS[0], None), "values": values(0.2)}))
+
+    def taken(chosen: Benchmark, one: Sitter = SITTERS[0], other: Sitter | None = None) -> bool:
+        return kept_values(chosen, tmp_path, "one", one, other) is not None
+
+    keep(spec())
+    assert taken(spec()) and taken(spec(grid_cell=10, against="two"))
+    renamed = spec(contenders={"one": {"label": "another", "tuning": {"method": "lora", "steps": 7}}})
+    assert taken(renamed)  # neither labels nor other contenders change a picture
+    assert not taken(spec(contenders={"one": {"tuning": {"method": "lora", "steps": 8}}}))
+    assert not taken(spec(seed=1)) and not taken(spec(sampling={"steps": 3})) and not taken(spec(), other=SITTERS[1])
+    assert not taken(spec(), dataclasses.replace(SITTERS[0], prompts=PROMPTS[:2]))
+    kept_file(tmp_path, "one", SITTERS[0], ".json").write_text("{")
+    assert not taken(spec())
+
+
+def test_pairs_are_neighbours() -> None:
+    assert [partner(spec(pairs=1), SITTERS, place) for place in range(3)] == [SITTERS[1], None, None]
+    assert [partner(spec(pairs=9), SITTERS, place) for place in range(3)] == [SITTERS[1], SITTERS[2], None]
+
+
+def test_the_grid_shows_the_first_copy_of_the_first_and_the_last_prompt(tmp_path: Path) -> None:
+    sheet = np.zeros((3 * 8, 2 * 8, 3), np.uint8)
+    sheet[:8, :8], sheet[16:, :8] = (255, 0, 0), (0, 0, 255)
+    for number in range(2):
+        file = kept_file(tmp_path, "one", SITTERS[number], ".png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sheet).save(file)
+    drawn = draw_grid(spec(grid_subjects=1, grid_cell=20), tmp_path, SITTERS)
+    assert drawn.width == 4 + 4 * 24  # input, two contenders, class noun
+    pixels = np.asarray(drawn)
+    assert (pixels == (255, 0, 0)).all(2).sum() == (pixels == (0, 0, 255)).all(2).sum() == 400
+    assert (pixels == (225, 225, 225)).all(2).sum() == 4 * 400  # two contenders that have drawn nothing yet
+
+
+def test_the_notes_say_how_far_scores_can_be_trusted(gallery: Gallery) -> None:
+    from imprint.evaluation.judge import Judge
+
+    said = " ".join(notes(spec(), SITTERS, Judge(lambda inputs: inputs.reshape(len(inputs), -1)), gallery))
+    assert "area under the ROC curve" in said and "there is no prompt score" in said
+
+
+def test_trials_are_ordered_by_how_far_they_came_and_how_good_they_were() -> None:
+    from imprint.config.jobs.benchmark import Search
+
+    search = Search.model_validate({
+        "job": "search", "name": "test", "source": {"folder": "nowhere"}, "contender": {"tuning": {"method": "lora"}},
+        "space": {"tuning.steps": {"choice": [1, 2]}}, "score": {"identity": 1.0, "prompt": 0.5, "seconds": -0.01},
+    })  # fmt: skip
+    records = [
+        {"name": name, "values": {"tuning.steps": 1}, "subjects": list("abc"[:count]),
+         "scores": {"identity": [identity] * count, "seconds": [10.0] * count}}
+        for name, count, identity in (("short", 1, 0.9), ("poor", 3, 0.1), ("good", 3, 0.3))
+    ]  # fmt: skip
+    assert score_of(search, records[0]["scores"]) == pytest.approx(0.8)
+    found = compare_trials(search, Path("nowhere"), records)
+    assert [entry.name for entry in found.entries] == ["good", "poor", "short"]
+    assert found.entries[0].label == "steps 1" and found.entries[2].subjects == ("a",)
