@@ -69,12 +69,12 @@ class Job:
 
 
 @contextmanager
-def ray_head(job: Job) -> Iterator[Head]:
+def ray_head(job: Job, *, cpus: int = 2) -> Iterator[Head]:
     """A head that outlives the drivers of the job's runs."""
     temporary = Path(tempfile.mkdtemp(prefix="imprint-ray-", dir="/tmp"))  # short: Ray's sockets lie in it
     metrics = free_port()
     command = [
-        BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2",
+        BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", f"--num-cpus={cpus}",
         "--include-dashboard=false", f"--temp-dir={temporary}", "--object-store-memory=200000000",
         f"--metrics-export-port={metrics}",
     ]  # fmt: skip
@@ -100,11 +100,11 @@ class Head:
 
 
 @contextmanager
-def ray_node(job: Job) -> Iterator[subprocess.Popen[bytes]]:
-    """Another node of the cluster, with two CPUs, on this machine."""
+def ray_node(job: Job, *, cpus: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Another node of the cluster, on this machine."""
     command = [
         BIN / "ray", "start", "--block", f"--address={job.env['RAY_ADDRESS']}", "--node-ip-address=127.0.0.1",
-        "--num-cpus=2", "--object-store-memory=200000000",
+        f"--num-cpus={cpus}", "--object-store-memory=200000000",
     ]  # fmt: skip
     with (job.root / "node.log").open("ab") as log:
         process = subprocess.Popen(command, env=job.env, stdout=log, stderr=log, start_new_session=True)
