@@ -25,8 +25,14 @@ def pretrain_encoder(spec: PretrainEncoder, *, job_file: Path | None, source: st
         StorageError: the run's folder may not be written.
         TrainingError: workers were lost too often, or the loss is not finite.
     """
+    spec = with_absolute_encoder(spec)
+    if spec.in_process:
+        from imprint.jobs.pretrain_encoder import run_here  # models come with it
+
+        run_here(spec, source)
+        return
     run = ClusterRun("imprint.jobs.pretrain_encoder:train_worker", "encoder", TrackedRun.log_encoder)
-    run.drive(with_absolute_encoder(spec), source)
+    run.drive(spec, source)
 
 
 def finetune_joint(spec: FinetuneJoint, *, job_file: Path | None, source: str) -> None:

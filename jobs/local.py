@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.config.jobs.tiny import LocalTraining, ShardSource
 from imprint.config.paths import resolve_path
 from imprint.errors import DataError, SampleError, TrainingError
@@ -130,7 +131,7 @@ class LocalHooks(Hooks):
 
 
 def run_training(
-    spec: LocalTraining,
+    spec: LocalTraining | PretrainEncoder,
     objective: Objective,
     make_batches: Callable[[int], Iterator[Batch]],
     source: str,
@@ -173,7 +174,7 @@ def load_average(objective: Objective, state: TrainingState) -> None:
             parameter.copy_(values[name])
 
 
-def require_finished(spec: LocalTraining, step: int) -> None:
+def require_finished(spec: LocalTraining | PretrainEncoder, step: int) -> None:
     """A run that was asked to stop leaves a checkpoint and no weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One worker of `pretrain_encoder`: it trains, and writes checkpoints and the encoder.
+"""One worker of `pretrain_encoder`: it trains, and writes checkpoints and the encoder. With `in_process` it is all of it.
 
 Its driver is in `imprint.jobs.cluster_jobs`.
 """
@@ -15,6 +15,7 @@ import torch
 from imprint.backbone import Backbone
 from imprint.config.jobs.pretrain import PretrainEncoder
 from imprint.features.clip import ClipFeatures
+from imprint.jobs.pretrain_here import train_here
 from imprint.jobs.ray_train import leads, start_worker, train_rank
 from imprint.jobs.sample_grid import SampleGrid
 from imprint.methods import METHODS
@@ -26,21 +27,43 @@ from imprint.training.checkpoint import TrainingState
 RESULT = "encoder"
 
 
+def run_here(spec: PretrainEncoder, source: str) -> None:
+    """The whole job in this process, without Ray, MLflow and DeepSpeed.
+
+    Raises:
+        DataError, ShardError: shards are missing or cut, or hold nothing.
+        TrainingError: it was asked to stop before its last step, or the loss is not finite.
+    """
+    device = torch.device("cuda" if spec.cluster.gpus_per_worker else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(spec.cluster.threads_per_worker)
+    backbone, clip, objective = build(spec, device)
+    if spec.initialize_from:
+        start_from(objective, spec.initialize_from)
+    _save(train_here(spec, objective, source), spec, backbone, clip)
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """One rank: build, train, and on rank 0 write the encoder."""
     began = time.perf_counter()
     spec = PretrainEncoder.model_validate(config["spec"])
     device = start_worker(spec.cluster)
-    torch.manual_seed(spec.seed)  # every rank starts from the same weights
-    backbone = Backbone.load(spec.backbone, device=device)
-    clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
-    objective: EncoderObjective = METHODS[spec.method.method].pretrain(backbone, spec.method, clip)
-    apply_engine_options(objective.parts.backbone, spec.engine)
+    backbone, clip, objective = build(spec, device)
     grid = SampleGrid(spec.grid, objective, spec.data.image_size) if spec.grid and leads() else None
     afresh = partial(start_from, objective, spec.initialize_from) if spec.initialize_from else None
     state = train_rank(spec, objective, began=began, grid=grid, afresh=afresh)
     if leads() and state.step == spec.training.steps:
         _save(state, spec, backbone, clip)
+
+
+def build(spec: PretrainEncoder, device: torch.device) -> tuple[Backbone, ClipFeatures, EncoderObjective]:
+    """Backbone, CLIP and objective; the same weights on every rank."""
+    torch.manual_seed(spec.seed)
+    backbone = Backbone.load(spec.backbone, device=device)
+    clip = ClipFeatures.load(spec.method.encoder.clip, device=device)
+    objective: EncoderObjective = METHODS[spec.method.method].pretrain(backbone, spec.method, clip)
+    apply_engine_options(objective.parts.backbone, spec.engine)
+    return backbone, clip, objective
 
 
 def start_from(objective: EncoderObjective, encoder: str) -> None:

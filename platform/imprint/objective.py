@@ -14,15 +14,16 @@ class Batch(TypedDict):
     """One micro-batch.
 
     `pixel_values` are in [-1, 1] and `masks` (1 on the subject) in [0, 1]; `contexts` are the phrases of a
-    caption that do not belong to the subject's identity; `time_ids` are SDXL's sizes and crop of each picture. What was
-    computed before: mean and log-variance of the scaled latents, the CLIP [CLS] tokens of a picture, and a caption's
-    text embeddings.
+    caption that do not belong to the subject's identity, `class_nouns` what the subjects are; `time_ids` are SDXL's
+    sizes and crop of each picture. What was computed before: mean and log-variance of the scaled latents, the CLIP
+    [CLS] tokens of a picture, and a caption's text embeddings.
     """
 
     pixel_values: Float[Tensor, "b 3 h w"]
     masks: NotRequired[Float[Tensor, "b 1 h w"]]
     captions: list[str]
     contexts: NotRequired[list[str]]
+    class_nouns: NotRequired[list[str]]
     keys: list[str]
     time_ids: NotRequired[Int[Tensor, "b 6"]]
     latent_mean: NotRequired[Float[Tensor, "b c h2 w2"]]

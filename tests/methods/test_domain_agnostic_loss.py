@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from imprint.backbone import Backbone
 from imprint.config.methods import ContrastiveSpec
 from imprint.methods.batched_low_rank import BatchedLowRank, squared_norm
-from imprint.methods.domain_agnostic.loss import contrastive_loss, contrastive_over_ranks, word_norm
+from imprint.methods.domain_agnostic.loss import contrastive_loss, contrastive_over_ranks, noun_distance, word_norm
 from imprint.methods.vocabulary import Vocabulary, WordHead
 
 
@@ -98,6 +98,16 @@ def test_eq_4_is_the_squared_norm() -> None:
     words = (draws(3, 8), draws(3, 5, seed=2))
     expected = sum(float(value) ** 2 for word in words for value in word.flatten()) / 3
     assert float(word_norm(words)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_pull_to_the_class_noun_is_a_squared_distance() -> None:
+    words, nouns = (draws(3, 8), draws(3, 5, seed=2)), (draws(3, 8, seed=3), draws(3, 5, seed=4))
+    expected = sum(
+        (float(a) - float(b)) ** 2
+        for word, noun in zip(words, nouns, strict=True)
+        for a, b in zip(word.flatten(), noun.flatten(), strict=True)
+    )
+    assert float(noun_distance(words, nouns)) == pytest.approx(expected / 3, rel=1e-6)
 
 
 def test_the_norm_of_the_offsets_is_that_of_the_products() -> None:

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from imprint.backbone import Backbone, TextConditioning
 from imprint.backbone.attention import attention_projections
 from imprint.config.methods import DomainAgnosticSpec, DomainAgnosticTuneSpec, HyperNetworkSpec, SampleSpec
-from imprint.errors import ConfigError
+from imprint.errors import ConfigError, DataError
 from imprint.features.clip import ClipFeatures
 from imprint.methods.base import Pictures
 from imprint.methods.batched_low_rank import BatchedLowRank, as_low_rank
@@ -225,6 +225,24 @@ def test_the_loss_is_the_sum_of_its_terms(sd15: Backbone, clip: ClipFeatures, ba
     assert set(terms) == {"diffusion", "norm", "contrastive", "offsets"} and all(v > 0 for v in terms.values())
     expected = terms["diffusion"] + 0.5 * terms["norm"] + 0.25 * terms["contrastive"] + 2 * terms["offsets"]
     torch.testing.assert_close(output.loss.detach(), expected)
+
+
+def test_words_are_pulled_to_each_pictures_class_noun(sd15: Backbone, clip: ClipFeatures, batch: Batch) -> None:
+    """Steps on that term alone bring every word to its own noun; a noun of two tokens is their mean."""
+    model = objective(
+        sd15, clip, noun_pull=1.0, contrastive={"enabled": False}, hypernetwork={"enabled": False}, regularization=0.0
+    )
+    with pytest.raises(DataError, match="no class_noun in their json"):
+        model(batch, seeded())
+    nouns = ["cat", "person", "blue cat", "face"]
+    wanted = torch.stack([sd15.word_embedding(noun)[0].mean(0) for noun in nouns])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        last = model({**batch, "class_nouns": nouns}, seeded()).metrics["loss_noun"]
+        model({**batch, "class_nouns": nouns}, seeded()).loss.backward()
+        optimizer.step()
+    assert float(last) < 0.2 * float(wanted.var(0).sum())
 
 
 @pytest.mark.parametrize(

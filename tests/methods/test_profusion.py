@@ -58,7 +58,7 @@ def spec(**more: Any) -> ProFusionTuneSpec:
 def test_the_stem_sums_two_convolutions_and_the_rest_is_the_unets_encoder(sd15: Backbone) -> None:
     """With text-wide image embeddings every shape fits, and PromptNet's features are those of the UNet's encoder."""
     torch.manual_seed(0)
-    net = PromptNet(sd15, PromptNetSpec(), image_width=sd15.unet.config.cross_attention_dim)
+    net = PromptNet(sd15, PromptNetSpec(), sd15.unet.config.cross_attention_dim, "face")
     with torch.no_grad():
         net.body.conv_in.reference.weight.zero_()
         net.body.conv_in.reference.bias.zero_()

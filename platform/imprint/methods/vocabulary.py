@@ -46,23 +46,26 @@ class Vocabulary:
 
 
 class WordHead(nn.Module):
-    """The last layer of an encoder: features of unit variance to `count` words, which start as average ones.
+    """The last layer of an encoder: features of unit variance to `count` words.
 
-    Each differs a little from picture to picture; a default linear layer's output is tens of times longer than any
-    word, and far from all of them. The vocabulary's spread is a constant factor and not in the weights, since AdamW
-    moves a weight by its learning rate however small the weight is: without the factor, PromptNet's words on
-    `imprint-tiny` were 28 times as long as the vocabulary's after 1,200 steps at 3e-4, and pictures were hardly told
-    apart.
+    They start as average words of the vocabulary, or a tenth of its spread around the word `start`, so that what a
+    network knows of that word is there at the first step. Each differs a little from picture to picture; a default
+    linear layer's output is tens of times longer than any word, and far from all of them. The vocabulary's spread is a
+    constant factor and not in the weights, since AdamW moves a weight by its learning rate however small the weight is:
+    without the factor, PromptNet's words on `imprint-tiny` were 28 times as long as the vocabulary's after 1,200 steps
+    at 3e-4, and pictures were hardly told apart.
     """
 
-    def __init__(self, width: int, vocabulary: Vocabulary, count: int = 1) -> None:
+    def __init__(
+        self, width: int, vocabulary: Vocabulary, count: int = 1, start: Float[Tensor, "k words"] | None = None
+    ) -> None:
         super().__init__()
-        mean = vocabulary.embeddings.mean(0)
+        mean = (vocabulary.embeddings if start is None else start.float()).mean(0)
         spread = 1.0 if mean.is_meta else float(vocabulary.embeddings.std())  # shapes alone, as in plans
         self.spread = spread
         self.linear = nn.Linear(width, count * len(mean), device=mean.device)
         with torch.no_grad():
-            nn.init.normal_(self.linear.weight, std=width**-0.5)
+            nn.init.normal_(self.linear.weight, std=(1.0 if start is None else 0.1) * width**-0.5)
             self.linear.bias.copy_(mean.repeat(count) / spread)
 
     def forward(self, features: Float[Tensor, "b width"]) -> Float[Tensor, "b words"]:

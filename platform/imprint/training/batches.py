@@ -38,6 +38,9 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
         batch["masks"] = torch.from_numpy(masks).float().div_(255).unsqueeze(1)
     if all("context" in row or row.get("json") for row in rows):
         batch["contexts"] = [_context(row) for row in rows]
+    nouns = [_said(row, "class_noun") for row in rows]
+    if all(nouns):
+        batch["class_nouns"] = nouns
     if all("size_conditioning" in row for row in rows):
         batch["time_ids"] = torch.from_numpy(np.stack([row["size_conditioning"] for row in rows]).astype(np.int64))
     for name in PRECOMPUTED:
@@ -50,7 +53,12 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
 def _context(row: Mapping[str, Any]) -> str:
     if "context" in row:
         return str(row["context"])
-    return str(json.loads(row["json"]).get("caption_context", ""))
+    return _said(row, "caption_context")
+
+
+def _said(row: Mapping[str, Any], field: str) -> str:
+    """What a sample's json says of itself; "" where it has none, or not this."""
+    return str(json.loads(row.get("json") or "{}").get(field, ""))
 
 
 def collate_triplets(rows: Sequence[Mapping[str, Any]]) -> TripletBatch:

@@ -63,6 +63,12 @@ class DomainAgnosticSpec(PretrainSpec):
     hypernetwork: HyperNetworkSpec = HyperNetworkSpec()
     contrastive: ContrastiveSpec = ContrastiveSpec()
     regularization: float = Field(0.01, ge=0, description="Weight of Eq. 4, the squared norm of v*")
+    noun_pull: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the squared distance of v* from the embedding of the sample's own class_noun: ours, for "
+        "pretraining that is too short to find the right neighbours by itself",
+    )
     dual_path: DualPathSpec = DualPathSpec()
     predict_at: float = Field(
         1.0,

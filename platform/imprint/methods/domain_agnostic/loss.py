@@ -56,3 +56,11 @@ def contrastive_over_ranks(
 def word_norm(words: Sequence[Float[Tensor, "b width"]]) -> Float[Tensor, ""]:
     """L_L2 = ||v*||^2 (Eq. 4), summed over the text encoders and averaged over the batch."""
     return torch.stack([word.float().square().sum(-1) for word in words]).sum(0).mean()
+
+
+def noun_distance(
+    words: Sequence[Float[Tensor, "b width"]], nouns: Sequence[Float[Tensor, "b width"]]
+) -> Float[Tensor, ""]:
+    """The squared distance of v* from its picture's class noun, summed over the text encoders and averaged over the
+    batch. Not of this paper: E4T's Eq. 2 (arXiv:2302.12228), with a noun for each picture in place of one domain's."""
+    return word_norm([word.float() - noun for word, noun in zip(words, nouns, strict=True)])

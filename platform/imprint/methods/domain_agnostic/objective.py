@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from imprint.backbone import Backbone
 from imprint.config.methods import DomainAgnosticSpec
+from imprint.errors import DataError
 from imprint.features.clip import ClipFeatures
 from imprint.methods.batched_low_rank import squared_norm
 from imprint.methods.domain_agnostic.dual_path import DualPath
-from imprint.methods.domain_agnostic.loss import contrastive_over_ranks, word_norm
+from imprint.methods.domain_agnostic.loss import contrastive_over_ranks, noun_distance, word_norm
 from imprint.methods.domain_agnostic.parts import DomainAgnosticParts, prompts_with, prompts_with_tokens
 from imprint.methods.pretraining import EncoderObjective, pretraining_batch, reference_pictures
 from imprint.objective import Batch, StepOutput
@@ -23,7 +25,8 @@ from imprint.objective import Batch, StepOutput
 
 class DomainAgnosticObjective(EncoderObjective):
     """The diffusion loss (Eq. 1) through the dual path (Eq. 5), the contrastive loss (Eq. 3) over all ranks, and both
-    L2 terms: of the word (Eq. 4) and of the weight offsets (section 4.1)."""
+    L2 terms: of the word (Eq. 4) and of the weight offsets (section 4.1). With `noun_pull`, which is not the paper's,
+    the word's distance from the picture's class noun as well."""
 
     def __init__(self, backbone: Backbone, spec: DomainAgnosticSpec, clip: ClipFeatures | None = None) -> None:
         """See `EncoderObjective`."""
@@ -46,7 +49,7 @@ class DomainAgnosticObjective(EncoderObjective):
         """The loss of one micro-batch; metrics are its terms.
 
         Raises:
-            DataError: the spec asks for masks and the batch has none.
+            DataError: the spec asks for masks or class nouns and the batch has none.
         """
         parts: DomainAgnosticParts = self.parts
         path: DualPath = self._held[1]
@@ -66,9 +69,19 @@ class DomainAgnosticObjective(EncoderObjective):
         if spec.contrastive.enabled:
             loss = contrastive_over_ranks(prediction.words, parts.vocabularies, spec.contrastive)
             terms["contrastive"] = (spec.contrastive.weight, loss)
+        if spec.noun_pull:
+            terms["noun"] = (spec.noun_pull, noun_distance(prediction.words, self._nouns(batch)))
         if self.hypernetwork is not None:
             norm = squared_norm(prediction.factors.values())
             terms["offsets"] = (spec.hypernetwork.regularization, norm)
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
         metrics = {f"loss_{name}": value.detach() for name, (_, value) in terms.items()}
         return StepOutput(total, metrics, noisy.by_timestep(output, backbone.schedule))
+
+    def _nouns(self, batch: Batch) -> list[Float[Tensor, "b width"]]:
+        """The word embedding of each picture's class noun, or the mean of its tokens', for each text encoder."""
+        nouns = batch.get("class_nouns")
+        if nouns is None:
+            raise DataError("noun_pull: the samples have no class_noun in their json; add it, or set noun_pull: 0")
+        embedded = [self.parts.backbone.word_embedding(noun) for noun in nouns]
+        return [torch.stack([tokens.float().mean(0) for tokens in each]) for each in zip(*embedded, strict=True)]

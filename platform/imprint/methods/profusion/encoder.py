@@ -41,10 +41,11 @@ class SummedConvolutions(nn.Module):
 class PromptNet(nn.Module):
     """The UNet's down and mid blocks (five on Stable Diffusion) with CLIP's image embedding where text is read.
 
-    The mid block's features, averaged over space, make the word by a linear layer for each text encoder.
+    The mid block's features, averaged over space, make the word by a linear layer for each text encoder. Words start
+    near `domain_word`.
     """
 
-    def __init__(self, backbone: Backbone, spec: PromptNetSpec, image_width: int) -> None:
+    def __init__(self, backbone: Backbone, spec: PromptNetSpec, image_width: int, domain_word: str) -> None:
         super().__init__()
         self.spec = spec
         config = dict(backbone.unet.config) | _WITHOUT_POOLED_TEXT | {"cross_attention_dim": image_width}
@@ -60,7 +61,10 @@ class PromptNet(nn.Module):
         self.body = body
         vocabularies = Vocabulary.each_of(backbone)
         hidden = tap_widths(backbone.unet.config)[-1]
-        self.heads = nn.ModuleList(WordHead(hidden, vocabulary, spec.vectors) for vocabulary in vocabularies)
+        self.heads = nn.ModuleList(
+            WordHead(hidden, vocabulary, spec.vectors, start)
+            for vocabulary, start in zip(vocabularies, backbone.word_embedding(domain_word), strict=True)
+        )
 
     def forward(
         self,

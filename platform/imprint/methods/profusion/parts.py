@@ -50,7 +50,7 @@ class ProFusionParts:
         cls, backbone: Backbone, spec: ProFusionSpec, image_width: int, clip: ClipFeatures | None = None
     ) -> ProFusionParts:
         """As `build`, from the width of the image embedding alone."""
-        network = PromptNet(backbone, spec.encoder, image_width).to(backbone.device)
+        network = PromptNet(backbone, spec.encoder, image_width, spec.domain_word).to(backbone.device)
         return cls(backbone, spec, clip, network)
 
     def networks(self) -> dict[str, nn.Module]:
