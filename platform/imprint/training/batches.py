@@ -58,7 +58,7 @@ def _context(row: Mapping[str, Any]) -> str:
 
 def _said(row: Mapping[str, Any], field: str) -> str:
     """What a sample's json says of itself; "" where it has none, or not this."""
-    return str(json.loads(row.get("json") or "{}").get(field, ""))
+    return str(json.loads(row.get("json") or "{}").get(field) or "")
 
 
 def collate_triplets(rows: Sequence[Mapping[str, Any]]) -> TripletBatch:
