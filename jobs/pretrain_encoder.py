@@ -1,4 +1,4 @@
-"""One worker of `pretrain_encoder`: it trains, and writes checkpoints and the encoder. With `in_process` it is all of it.
+"""One worker of `pretrain_encoder`: it trains, and writes checkpoints and the encoder. `in_process` is all in one.
 
 Its driver is in `imprint.jobs.cluster_jobs`.
 """
