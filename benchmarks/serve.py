@@ -1,6 +1,6 @@
 """How long uploads, pictures and concepts take on the service, what batches bring, and what it does under overload.
 
-Command, on two cores with nothing else running (about ten minutes):
+Command, on two cores with nothing else running (about a quarter of an hour):
 
     python benchmarks/serve.py [--json FILE]
 
@@ -44,11 +44,11 @@ class Sizes:
     """How much of everything."""
 
     concepts: tuple[int, int] = (64, 1000)
-    uploads: int = 15
+    uploads: int = 6
     tune_steps: int | None = None
-    pictures: int = 50
+    pictures: int = 20
     sampling_steps: int | None = None
-    swaps: int = 50
+    swaps: int = 30
     clients: int = 16
     seconds: float = 10
     load_seconds: float = 20
