@@ -1,6 +1,6 @@
 """How long uploads, pictures and concepts take on the service, what batches bring, and what it does under overload.
 
-Command, on two cores with nothing else running (about a quarter of an hour):
+Command, on two cores with nothing else running (eighteen minutes on slow ones):
 
     python benchmarks/serve.py [--json FILE]
 
@@ -49,7 +49,7 @@ class Sizes:
     pictures: int = 20
     sampling_steps: int | None = None
     swaps: int = 30
-    clients: int = 16
+    clients: int = 8
     seconds: float = 10
     load_seconds: float = 20
     normal: float = 0.7

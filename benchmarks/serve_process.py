@@ -99,6 +99,7 @@ class Service:
         self._command = [
             str(Path(sys.executable).parent / "imprint"), "serve", "--host", "127.0.0.1", "--port", str(port),
             f"store.url={shelf.folder / 'store'}", f"store.key_file={shelf.key_file}", f"keys_file={shelf.keys_file}",
+            "limits.concepts=2000",
             *overrides,
         ]  # fmt: skip
         self._log = shelf.folder / "service.log"

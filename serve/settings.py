@@ -43,7 +43,12 @@ class LimitsSpec(Section):
     tunes_per_tenant: int = Field(4, ge=1, description="Waiting or running; more are a 429")
     images_per_tenant: int = Field(32, ge=1, description="Pictures waiting or being drawn; more are a 429")
     tunes: int = Field(16, ge=1, description="Waiting or running, of all tenants; more are a 503")
-    images_waiting: int = Field(16, ge=1, description="Pictures waiting or being drawn, for each sampler; else 503")
+    images_waiting: int = Field(
+        8,
+        ge=1,
+        description="Pictures waiting or being drawn, for each sampler; else 503. As many as a batch, so that "
+        "under overload an accepted one waits no longer than for the batch before its own",
+    )
     answers_per_tenant: int = Field(1000, ge=1, description="Idempotency keys kept at a time")
     tune_deadline_s: float = Field(900, gt=0)
     image_deadline_s: float = Field(60, gt=0)
