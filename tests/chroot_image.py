@@ -26,8 +26,8 @@ PASSED = re.compile(r"(?i)(https?_proxy|no_proxy|pip_\w+|ssl_cert_\w+|requests_c
 def debian(folder: Path, release: str = "bookworm") -> Path:
     """A small Debian with Python 3.11, for python:3.11-slim-bookworm."""
     include = "ca-certificates,python3,python3-dev,python3-venv"  # the official image has headers as well
-    command = ["debootstrap", "--variant=minbase", f"--include={include}", release]
-    subprocess.run([*command, folder, "http://deb.debian.org/debian"], check=True)
+    # From the mirror that debootstrap knows.
+    subprocess.run(["debootstrap", "--variant=minbase", f"--include={include}", release, folder], check=True)
     return folder
 
 
