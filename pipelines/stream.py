@@ -95,7 +95,8 @@ def training_stream(plan: StreamPlan, workers: int) -> Dataset:
     )  # fmt: skip
     if plan.data.precompute.source == "stream":
         rows = _with_features(rows, plan, share)
-    # Ray cuts blocks by bytes; this makes each exactly one worker's share (and runs inside the masker's actors).
+    # Ray cuts blocks by bytes; this makes each exactly one worker's share. It runs as tasks that take a CPU each, which
+    # the workers must leave free (docs/training.md).
     return rows.repartition(target_num_rows_per_block=share, strict=True)
 
 
