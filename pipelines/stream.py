@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.data import DataIterator, Dataset
+from ray.data import DataIterator, Dataset, TaskPoolStrategy
+from ray.data._internal.logical.interfaces import LogicalPlan
+from ray.data._internal.logical.operators import StreamingRepartition
 from ray.train import DataConfig
 
 from imprint.config.data import DataSpec
@@ -27,6 +29,7 @@ from imprint.pipelines.triplets import CrossReference
 _BLOCK_BYTES = 4 * MEBIBYTE  # about 256 pictures of 64 px with their masks: small enough that stages overlap
 # Each reads faster than most trainers train; more are more processes to start, and rows read ahead of their turn.
 _TASKS_PER_WORKER = 2
+_CUTTING_CPUS = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,7 @@ def training_stream(plan: StreamPlan, workers: int) -> Dataset:
     )  # fmt: skip
     if plan.data.precompute.source == "stream":
         rows = _with_features(rows, plan, share)
-    # Ray cuts blocks by bytes; this makes each exactly one worker's share. It runs as tasks that take a CPU each, which
-    # the workers must leave free (docs/training.md).
-    return rows.repartition(target_num_rows_per_block=share, strict=True)
+    return _in_shares(rows, share, _TASKS_PER_WORKER * workers)
 
 
 def _with_features(rows: Dataset, plan: StreamPlan, share: int) -> Dataset:
@@ -110,6 +111,19 @@ def _with_features(rows: Dataset, plan: StreamPlan, share: int) -> Dataset:
         FeatureStage, fn_constructor_args=(spec, models.backbone, models.clip, models.mask_reference, spec.parts),
         batch_size=share, batch_format="numpy", **pool_options(spec),
     )  # fmt: skip
+
+
+def _in_shares(rows: Dataset, share: int, tasks: int) -> Dataset:
+    """Blocks of exactly one worker's share each, where Ray cuts them by bytes.
+
+    As `Dataset.repartition`, which has no arguments for what its tasks take and how many run at once (Ray 2.60): each
+    takes a whole CPU, and waits for ever where the workers leave none. They only cut Arrow tables.
+    """
+    cut = StreamingRepartition(
+        target_num_rows_per_block=share, strict=True, input_dependencies=[rows._logical_plan.dag],
+        ray_remote_args={"num_cpus": _CUTTING_CPUS}, compute=TaskPoolStrategy(size=tasks),
+    )  # fmt: skip
+    return Dataset._from_parent(rows, LogicalPlan(cut, rows.context))
 
 
 class StreamDataConfig(DataConfig):

@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 import ray
 from ray.data import DataIterator
+from ray.util import placement_group, remove_placement_group
 
 from imprint.config.data import DataSpec
 from imprint.pipelines import read_webdataset
@@ -66,6 +67,18 @@ def test_a_step_holds_the_same_rows_for_any_number_of_workers(make_shards: Calla
     folder = make_shards([7, 9, 4])
     expected = [list(range(step * 8, step * 8 + 8)) for step in range(6)]
     assert steps(plan_of(folder), workers) == expected
+
+
+@pytest.mark.timeout(120)
+def test_it_flows_where_workers_leave_little(make_shards: Callable[..., Path]) -> None:
+    """0.6 of a CPU: 0.25 for reading, 0.1 each for captions, masks and cutting."""
+    held = placement_group([{"CPU": 1.4}])
+    assert held.wait(60)
+    try:
+        expected = [list(range(step * 8, step * 8 + 8)) for step in range(6)]
+        assert steps(plan_of(make_shards([7, 9, 4])), 2) == expected
+    finally:
+        remove_placement_group(held)
 
 
 def test_the_stream_goes_on_at_a_position_in_the_next_epoch(make_shards: Callable[..., Path]) -> None:
