@@ -1,4 +1,4 @@
-"""The service on a real Ray Serve: the API, what is left after DELETE, replicas that die, and a redeploy."""
+"""The service on a real Ray Serve: the API, what is left after DELETE, replicas that die, a redeploy, a queue."""
 
 from __future__ import annotations
 
@@ -116,6 +116,12 @@ class Service:
         answer = httpx2.get(f"http://127.0.0.1:{self.dashboard}/api/serve/applications/", timeout=30)
         deployments = answer.json()["applications"]["imprint"]["deployments"].values()
         return {replica["pid"] for one in deployments for replica in one["replicas"]}
+
+    def running(self, deployment: str) -> int:
+        """How many replicas of a deployment serve."""
+        answer = httpx2.get(f"http://127.0.0.1:{self.dashboard}/api/serve/applications/", timeout=30)
+        replicas = answer.json()["applications"]["imprint"]["deployments"][deployment]["replicas"]
+        return sum(replica["state"] == "RUNNING" for replica in replicas)
 
     def kill(self, kind: str) -> int:
         """Kill one process of a kind, hard."""
@@ -288,3 +294,24 @@ def test_no_accepted_request_is_lost_where_it_is_deployed_again(service: Service
     assert came["states"] and set(came["states"].values()) == {"succeeded"}
     assert not before & service.replicas()
     assert http.post("/v1/images", json={"prompt": "a cat", "steps": 60}).status_code == 422
+
+
+def test_a_queue_brings_another_tuner(service: Service, http: httpx2.Client) -> None:
+    """With two tunes for each as the target; Serve waits half a minute before it adds one."""
+    service.redeploy(tuner={**service.args["tuner"], "min_replicas": 1, "max_replicas": 2})
+    assert service.running("Tuner") == 1
+    started = []
+    for _ in range(8):
+        data = {"class_noun": "cat", "steps": 1000}
+        answer = http.post("/v1/concepts", files={"images": picture()}, data=data)
+        assert answer.status_code == 202, answer.text
+        started.append(answer.json()["links"])
+    deadline = time.monotonic() + 240
+    while service.running("Tuner") < 2:
+        assert time.monotonic() < deadline, service.logs()
+        time.sleep(1)
+    while sum(http.get(links["self"]).json()["progress"]["step"] > 0 for links in started) < 2:
+        assert time.monotonic() < deadline, "the second one has nothing to do"
+        time.sleep(0.5)
+    for links in started:
+        assert http.post(links["cancel"]).status_code == 200
