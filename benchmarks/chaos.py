@@ -87,7 +87,7 @@ class Chaos:
         """A Ray head that outlives the drivers."""
         temporary = Path(tempfile.mkdtemp(prefix="imprint-ray-", dir="/tmp"))  # short: Ray's sockets lie in it
         command = [
-            BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=4",
+            BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2",
             "--include-dashboard=false", f"--temp-dir={temporary}", "--object-store-memory=200000000",
         ]  # fmt: skip
         with (temporary / "head.log").open("wb") as log:

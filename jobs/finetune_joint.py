@@ -46,7 +46,7 @@ def train_worker(config: dict[str, Any]) -> None:
     objective = TamingObjective(backbone, spec.method, clip)
     apply_engine_options(objective.parts.backbone, spec.engine)
     grid = TamingGrid(spec.grid, apart, spec.data.image_size) if spec.grid and apart else None
-    state = train_rank(spec, objective, began=began, grid=grid, make_batch=collate_triplets)
+    state = train_rank(spec, objective, config["stream"], began=began, grid=grid, make_batch=collate_triplets)
     if apart is not None and state.step == spec.training.steps:
         _save(state, spec, apart, base)
 

@@ -51,7 +51,7 @@ def train_worker(config: dict[str, Any]) -> None:
     backbone, clip, objective = build(spec, device)
     grid = SampleGrid(spec.grid, objective, spec.data.image_size) if spec.grid and leads() else None
     afresh = partial(start_from, objective, spec.initialize_from) if spec.initialize_from else None
-    state = train_rank(spec, objective, began=began, grid=grid, afresh=afresh)
+    state = train_rank(spec, objective, config["stream"], began=began, grid=grid, afresh=afresh)
     if leads() and state.step == spec.training.steps:
         _save(state, spec, backbone, clip)
 

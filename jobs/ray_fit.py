@@ -1,10 +1,12 @@
 """A training run on Ray Train as its driver sees it: connect, start the workers, hand back what went wrong.
 
-Nothing here imports a model: Ray Train's controller would load it for nothing, and a killed run be back so much later.
+Nothing here imports torch or a model: Ray Train's controller would load them for nothing, and a killed run be back so
+much later.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -17,10 +19,12 @@ import ray
 import ray.train
 from ray.data.context import DataContext
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from imprint.config.training import ClusterSpec
 from imprint.errors import ImprintError, TrainingError
+from imprint.jobs.early_stream import EarlyStream
+from imprint.jobs.process_group import ProcessGroupConfig
 from imprint.pipelines.stream import StreamDataConfig, StreamPlan
 
 STOP = "stop"  # a file of this name in the run's folder asks the workers to save and stop
@@ -99,10 +103,10 @@ def fit(
         ImprintError: the one that a worker or the data plane raised; it is not retried.
         TrainingError: more workers were lost than `cluster.max_failures`.
     """
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _call,
         train_loop_config={**config, "worker": worker},
-        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
+        backend_config=ProcessGroupConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(
                 cluster.max_workers
@@ -136,9 +140,13 @@ def fit(
 
 
 def _call(config: dict[str, Any]) -> None:
-    """What every rank runs."""
+    """What every rank runs: `config` gets the rank's "stream"."""
+    config = {**config, "stream": EarlyStream.of_this_worker(config["spec"])}
     module, _, name = config["worker"].partition(":")
-    getattr(import_module(module), name)(config)
+    gc.disable()  # the collector takes a sixth of the imports' time, and finds nothing
+    worker = getattr(import_module(module), name)
+    gc.enable()
+    worker(config)
 
 
 class StopAtOurErrors(UserCallback):

@@ -25,7 +25,7 @@ from imprint.pipelines.stream import FrozenModels, StreamPlan
 from imprint.pipelines.triplets import CrossReference
 from imprint.tracking.journal import JournalFollower
 from imprint.tracking.run import TrackedRun
-from imprint.training.checkpoint import latest_checkpoint
+from imprint.training.checkpoint import latest_position
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class ClusterRun:
         log.info("%s: the result is in %s", spec.name, folders.run / self.result)
 
     def _is_finished(self, spec: ClusterJob, folders: Folders) -> bool:
-        newest = latest_checkpoint(folders.checkpoints)
+        newest = latest_position(folders.checkpoints)
         return newest is not None and newest.step >= spec.training.steps and (folders.run / self.result).is_dir()
 
     def _finish_tracking(self, tracked: TrackedRun, folders: Folders, status: str) -> None:
@@ -109,7 +109,7 @@ def stream_plan(
     spec: ClusterJob, shards: tuple[Shard, ...], folders: Folders, cross_reference: CrossReference | None = None
 ) -> StreamPlan:
     """The rows that are still to be trained on, after the newest checkpoint."""
-    resume = latest_checkpoint(folders.checkpoints)
+    resume = latest_position(folders.checkpoints)
     batch = spec.training.batch_size
     return StreamPlan(
         shards=shards,
@@ -156,7 +156,7 @@ def _prepare_folder(folders: Folders, source: str) -> None:
 
 
 def _raise_if_stopped(spec: ClusterJob, folders: Folders) -> None:
-    newest = latest_checkpoint(folders.checkpoints)
+    newest = latest_position(folders.checkpoints)
     step = newest.step if newest else 0
     if step < spec.training.steps:
         raise StoppedError(

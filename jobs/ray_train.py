@@ -18,12 +18,12 @@ from typing import Any, Protocol
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.data import DataIterator
 from ray.util.metrics import Gauge
 from torch import Tensor
 
 from imprint.config.jobs.cluster import ClusterJob
 from imprint.config.training import ClusterSpec, EngineSpec, TrainingSpec
+from imprint.jobs.early_stream import EarlyStream
 from imprint.jobs.ray_fit import Folders
 from imprint.objective import Batch, Objective
 from imprint.tracking.journal import write_journal
@@ -56,14 +56,9 @@ def make_engine(objective: Objective, engine: EngineSpec, training: TrainingSpec
 
 
 def micro_batches(
-    iterator: DataIterator,
-    size: int,
-    *,
-    prefetch: int,
-    first_index: int,
-    make_batch: Callable[[Sequence[Mapping[str, Any]]], Batch] = collate,
+    stream: EarlyStream, *, first_index: int, make_batch: Callable[[Sequence[Mapping[str, Any]]], Batch] = collate
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of `size` rows, as `make_batch` puts rows together.
+    """This rank's micro-batches, as `make_batch` puts rows together.
 
     `first_index` is the position in the order where this run of the workers begins.
 
@@ -71,9 +66,8 @@ def micro_batches(
         RuntimeError: the stream begins elsewhere, so samples would be trained twice or left out: another checkpoint
             was written while the workers started. Ray Train starts them again.
     """
-    columns: Mapping[str, Any]
     first = True
-    for columns in iterator.iter_batches(batch_size=size, prefetch_batches=prefetch, batch_format="numpy"):
+    for columns in stream:
         if first and dist.get_rank() == 0 and int(columns["__index__"][0]) != first_index:
             raise RuntimeError(
                 f"starting the stream: its first sample has position {int(columns['__index__'][0])}, expected "
@@ -87,6 +81,7 @@ def micro_batches(
 def train_rank(
     spec: ClusterJob,
     objective: Objective,
+    stream: EarlyStream,
     *,
     began: float,
     grid: Grid | None,
@@ -95,8 +90,8 @@ def train_rank(
 ) -> TrainingState:
     """This rank's part of a job: train the objective, on from the newest checkpoint, and give back the final state.
 
-    `began` is when the worker started, by `time.perf_counter`; `grid` is rank 0's; `afresh` is called where there is no
-    checkpoint to go on from.
+    `stream` gives the rank's micro-batches. `began` is when the worker started, by `time.perf_counter`; `grid` is rank
+    0's; `afresh` is called where there is no checkpoint to go on from.
 
     Raises:
         DataError, StorageError, TrainingError: see `imprint.training.loop.train`.
@@ -109,13 +104,7 @@ def train_rank(
     device = next(objective.parameters()).device
     how = on_device(spec.engine, device)
     engine = make_engine(objective, how, training)
-    batches = micro_batches(
-        ray.train.get_dataset_shard("train"),
-        training.micro_batch_size(engine.world_size),
-        prefetch=spec.data.prefetch_batches,
-        first_index=resume.samples if resume else 0,
-        make_batch=make_batch,
-    )
+    batches = micro_batches(stream, first_index=resume.samples if resume else 0, make_batch=make_batch)
     hooks = GridHooks(folders, spec.training, engine, spec.grid.every if spec.grid else None, grid)
     note_start(folders, resume.step if resume else 0, time.perf_counter() - began)
     # Before the engine takes the objective apart, which it does when training begins.

@@ -84,6 +84,11 @@ def together(coarse: Captioner, fine: Captioner) -> Captioner:
     return both
 
 
+def keep_captions(batch: Columns) -> Columns:
+    """What the samples say themselves."""
+    return caption_rows(batch, None)
+
+
 class CaptionStage:
     """The captioner as an actor of Ray Data."""
 
@@ -101,7 +106,7 @@ def load_captioner(spec: CaptionerSpec) -> Captioner | None:
     Raises:
         BackboneError, DataError: a model cannot be loaded.
     """
-    if spec.kind == "keep" and spec.fine_kind == "none":
+    if spec.is_light:
         return None
     from imprint.pipelines import caption_models as models
 

@@ -71,6 +71,11 @@ class MaskStage:
         return batch
 
 
+def mask_batch(batch: Columns, spec: MaskerSpec) -> Columns:
+    """As the stage, in a task."""
+    return MaskStage(spec)(batch)
+
+
 def load_masker(spec: MaskerSpec) -> Masker:
     """The masker that a job file asks for; for "sample", the one for samples without a mask.
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import ray
 from ray.data import Dataset, Datasource
+from ray.data._internal.compute import ComputeStrategy
 from ray.data.block import Block, BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import ReadTask
@@ -64,6 +65,11 @@ def read_webdataset(
             num_cpus=cpus,
             concurrency=tasks and min(tasks, max(1, len(slices))),
         )
+
+
+def reading_tasks(rows: Dataset) -> ComputeStrategy:
+    """How many of the read tasks of `read_webdataset` run at once; a map that says the same is joined with them."""
+    return rows._logical_plan.dag.compute
 
 
 def reading_context(block_bytes: int) -> DataContext:

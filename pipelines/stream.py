@@ -16,10 +16,10 @@ from ray.data._internal.logical.operators import StreamingRepartition
 from ray.train import DataConfig
 
 from imprint.config.data import DataSpec
-from imprint.pipelines.captions import CaptionStage
-from imprint.pipelines.masks import MaskStage
+from imprint.pipelines.captions import CaptionStage, keep_captions
+from imprint.pipelines.masks import MaskStage, mask_batch
 from imprint.pipelines.pools import pool_options
-from imprint.pipelines.reader import read_webdataset
+from imprint.pipelines.reader import read_webdataset, reading_tasks
 from imprint.pipelines.reading import MEBIBYTE, ReadOptions
 from imprint.pipelines.samples import FEATURES_PART
 from imprint.pipelines.shards import Shard
@@ -83,19 +83,26 @@ def training_stream(plan: StreamPlan, workers: int) -> Dataset:
     share, rest = divmod(plan.batch_size, workers)
     if rest:
         raise ValueError(f"batch_size={plan.batch_size} does not divide by {workers} workers")
-    captions, masks = plan.data.captions, plan.data.masks
+    captions, masks, cpus = plan.data.captions, plan.data.masks, plan.data.reader.cpus
     rows = read_webdataset(
-        plan.shards, plan.read_options(), start=plan.start, stop=plan.stop, cpus=plan.data.reader.cpus,
+        plan.shards, plan.read_options(), start=plan.start, stop=plan.stop, cpus=cpus,
         tasks=plan.data.reader.tasks or _TASKS_PER_WORKER * workers, block_bytes=_BLOCK_BYTES,
     )  # fmt: skip
-    rows = rows.map_batches(
-        CaptionStage, fn_constructor_args=(captions,), batch_size=None, batch_format="numpy",
-        **pool_options(captions),
-    )  # fmt: skip
-    rows = rows.map_batches(
-        MaskStage, fn_constructor_args=(masks,), batch_size=share, batch_format="numpy",
-        **pool_options(masks),
-    )  # fmt: skip
+    # What takes no model runs in the tasks that read: Ray joins it with them where both take the same.
+    reading = {"batch_size": None, "batch_format": "numpy", "num_cpus": cpus, "compute": reading_tasks(rows)}
+    if captions.is_light:
+        rows = rows.map_batches(keep_captions, **reading)
+    else:
+        rows = rows.map_batches(
+            CaptionStage, fn_constructor_args=(captions,), batch_size=None, batch_format="numpy",
+            **pool_options(captions),
+        )  # fmt: skip
+    if captions.is_light and masks.is_light:
+        rows = rows.map_batches(mask_batch, fn_args=(masks,), **reading)
+    else:
+        rows = rows.map_batches(
+            MaskStage, fn_constructor_args=(masks,), batch_size=share, batch_format="numpy", **pool_options(masks)
+        )
     if plan.data.precompute.source == "stream":
         rows = _with_features(rows, plan, share)
     return _in_shares(rows, share, _TASKS_PER_WORKER * workers)

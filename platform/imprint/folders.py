@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from imprint.errors import ImprintError, StorageError
+
+if TYPE_CHECKING:  # torch takes seconds, and a driver that only looks needs none
+    from torch import Tensor
 
 _LIBRARIES = ("imprint", "torch", "diffusers", "transformers", "open_clip_torch")
 
@@ -36,6 +36,8 @@ def write_folder(
     Raises:
         StorageError: the disk is full or may not be written; nothing half-written is left.
     """
+    from safetensors.torch import save_file
+
     ours = {f"{name}.safetensors", f"{name}.json"}
     with replaced_folder(path, name, ours) as fresh:
         file = fresh / f"{name}.safetensors"
@@ -113,6 +115,8 @@ def read_folder(
     file = path / f"{name}.safetensors"
     if not file.is_file() or _sha256(file) != record.get("sha256"):
         raise error(f"{doing}: {file.name} is missing, cut or changed since it was written; copy it again")
+    from safetensors.torch import load_file
+
     return load_file(file), record
 
 

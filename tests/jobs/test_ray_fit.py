@@ -14,7 +14,7 @@ from imprint.jobs.ray_fit import our_error
 def test_driver_and_controller_of_a_run_import_no_model() -> None:
     code = (
         "import sys; import imprint.jobs.cluster_jobs; "
-        "print([name for name in ('diffusers', 'transformers', 'open_clip', 'torchvision') if name in sys.modules])"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'open_clip') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from imprint.errors import CheckpointError, StorageError
-from imprint.training import checkpoint
-from imprint.training.checkpoint import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
+from imprint.training.checkpoint import (
+    Position,
+    TrainingState,
+    latest_checkpoint,
+    latest_position,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def state(step: int) -> TrainingState:
@@ -56,10 +62,12 @@ def test_a_damaged_one_is_refused_and_the_one_before_used(
         found = latest_checkpoint(tmp_path)
     assert found is not None and found.step == 1
     assert "using the one before it" in caplog.text
+    assert latest_position(tmp_path) == Position(found.step, found.samples)
 
 
 def test_nothing_there_is_none(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "never") is None
+    assert latest_position(tmp_path / "never") is None
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +79,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="No space left on device; free some space"):
         save_checkpoint(tmp_path, state(2), keep=2)
     assert written

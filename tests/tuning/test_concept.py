@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import imprint.folders
 from imprint.backbone import Backbone
 from imprint.config.methods import E4TSpec, E4TTuneSpec, SampleSpec
 from imprint.errors import CheckpointError, ConceptError, ConfigError, StorageError
@@ -156,7 +155,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(imprint.folders, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         concept.save(tmp_path / "concept")
     assert not list(tmp_path.glob(".concept*"))

@@ -43,6 +43,11 @@ class StagePool(Section):
         """Where the stage's model runs."""
         return "cuda" if self.gpus else "cpu"
 
+    @property
+    def is_one_actor(self) -> bool:
+        """Whether nothing was said of its actors."""
+        return self.actors == 1 and self.max_actors is None and not self.gpus
+
 
 class CaptionerSpec(StagePool):
     """Where captions come from: a coarse caption f_c and fine attribute phrases f_a, joined by a template.
@@ -105,6 +110,11 @@ class CaptionerSpec(StagePool):
         """Who writes the fine phrases."""
         return self.fine or ("clip" if self.kind == "clip" else "none")
 
+    @property
+    def is_light(self) -> bool:
+        """Whether samples keep their captions: no model, and no actor to wait for."""
+        return self.kind == "keep" and self.fine_kind == "none"
+
 
 MaskModel = Literal["embedded", "attributes", "onnx", "transformers"]
 
@@ -136,6 +146,11 @@ class MaskerSpec(StagePool):
     def maker(self) -> MaskModel:
         """What makes masks where a sample's own is not taken."""
         return self.fallback if self.kind == "sample" else self.kind
+
+    @property
+    def is_light(self) -> bool:
+        """Whether samples bring their masks, so that an actor is worth its start only where several were asked for."""
+        return self.kind == "sample" and self.fallback == "embedded" and self.is_one_actor
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:

@@ -15,19 +15,20 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from imprint.errors import CheckpointError, StorageError
+
+if TYPE_CHECKING:  # torch takes seconds, and a driver that only looks needs none
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 _NAME = "step-{step:08d}"
+ReadT = TypeVar("ReadT")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def save_checkpoint(directory: Path, state: TrainingState, *, keep: int, keep_be
     Raises:
         StorageError: the disk is full or may not be written; nothing half-written is left.
     """
+    from safetensors.torch import save_file
+
     final = directory / _NAME.format(step=state.step)
     temporary = directory / f".{final.name}.{os.getpid()}"
     try:
@@ -113,8 +116,8 @@ def _loss_of(path: Path) -> float | None:
         return None
 
 
-def load_checkpoint(path: Path) -> TrainingState:
-    """Read a checkpoint and check every file against its hash.
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """The record of a checkpoint whose every file has its hash; no tensor is loaded, and torch is not needed.
 
     Raises:
         CheckpointError: a file is missing, cut or changed, or the format is another one.
@@ -129,6 +132,18 @@ def load_checkpoint(path: Path) -> TrainingState:
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise CheckpointError(f"reading checkpoint {path}: {name} is missing, cut or changed since it was written")
+    return record
+
+
+def load_checkpoint(path: Path) -> TrainingState:
+    """Read a checkpoint and check every file against its hash.
+
+    Raises:
+        CheckpointError: a file is missing, cut or changed, or the format is another one.
+    """
+    from safetensors.torch import load_file
+
+    record = check_checkpoint(path)
     ema = path / "ema.safetensors"
     return TrainingState(
         step=record["step"],
@@ -141,11 +156,29 @@ def load_checkpoint(path: Path) -> TrainingState:
     )
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: steps done, and pictures seen over all ranks."""
+
+    step: int
+    samples: int
+
+
+def latest_position(directory: Path) -> Position | None:
+    """Where `latest_checkpoint` would go on, without loading it."""
+    found = _newest_whole(directory, check_checkpoint)
+    return None if found is None else Position(found["step"], found["samples"])
+
+
 def latest_checkpoint(directory: Path) -> TrainingState | None:
     """The newest checkpoint that is whole; a broken one is named in the log and the one before it is used."""
+    return _newest_whole(directory, load_checkpoint)
+
+
+def _newest_whole(directory: Path, read: Callable[[Path], ReadT]) -> ReadT | None:
     for path in sorted(directory.glob("step-*"), reverse=True):
         try:
-            return load_checkpoint(path)
+            return read(path)
         except CheckpointError as error:
             log.warning("%s; using the one before it", error)
     return None
