@@ -58,7 +58,7 @@ def test_a_rank_that_hangs_is_noticed_and_all_start_again(job: Job) -> None:
 def test_a_new_node_is_used_and_a_lost_one_done_without(job: Job) -> None:
     """[1, 2] with room for one worker on each of two nodes; Prometheus sees the run meanwhile.
 
-    Beside a worker a node has a CPU left, which cutting the stream into blocks takes.
+    Beside a worker a node has room left for the data plane.
     """
     elastic = {"workers": [1, 2], "cpus_per_worker": 1.6, "resize_interval_s": 5}
     with ray_head(job, cpus=3) as head:
