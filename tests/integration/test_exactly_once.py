@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from exactly_once import Notes, assert_taken_once
@@ -61,6 +62,21 @@ class Rank:
             notes.take(step, rank, ranks, list(pairs))
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(pids: list[int]) -> None:
+    """Wait until these processes have ended."""
+    deadline = time.monotonic() + WAIT_S
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a killed worker goes on"
+        time.sleep(0.02)
+
+
 def test_twenty_kills_lose_no_sample_and_give_none_twice(tmp_path: Path) -> None:
     def rename(_: int, one: Sample) -> Sample:
         return Sample(one.key.replace("s-", "g-"), one.members)
@@ -89,6 +105,7 @@ def test_twenty_kills_lose_no_sample_and_give_none_twice(tmp_path: Path) -> None
         os.kill(chance.choice(pids), signal.SIGKILL)
         for worker in workers:
             ray.kill(worker)  # as Ray Train ends the others when one is lost
+        gone(pids)  # until then a rank may take the step that it has fetched
         del iterators, workers, done
 
     assert_taken_once(notes.all(), STEPS * BATCH)
