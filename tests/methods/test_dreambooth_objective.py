@@ -21,6 +21,7 @@ from imprint.methods.shells import named_weights
 from imprint.objective import Batch
 from imprint.training.engines.torch import TorchEngine
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHOLE = {"crop_scale": 1.0, "flip": False, "context_probability": 0.0}
 
 
@@ -176,3 +177,18 @@ def test_a_state_of_another_model_is_refused(sd15: Backbone) -> None:
     ):
         with pytest.raises(CheckpointError, match="does not fit"):
             trained.load(wrong)
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_weights_in_bf16_stand_beside_frozen_ones_in_fp32(backbone: Backbone, batch: Batch, train: str) -> None:
+    """As engines keep them; the word embeddings before the text encoders' layers, for one, are frozen and in fp32."""
+    losses = {}
+    for weights, precision in (("fp32", "fp32"), ("bf16", "bf16")):
+        objective = make(backbone, noise_images(backbone), train=train, text_encoder=True)
+        engine = TorchEngine(objective, EngineSpec(weights=weights, precision=precision), OptimizerSpec())
+        assert {p.dtype for p in objective.parameters()} == {DTYPES[weights]}
+        output = engine.forward(batch, seeded())
+        engine.backward(output.loss, 1)
+        assert bool(engine.step(1e-4).isfinite())
+        losses[weights] = float(output.loss.detach())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03) and losses["bf16"] != losses["fp32"]

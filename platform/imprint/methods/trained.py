@@ -40,7 +40,7 @@ class Trained:
         weights as a module is called (ZeRO-3) sees each call. What lies around them is stood in for by empty modules.
         """
         for part, module in trainable_parts(self.backbone).items():
-            _graft(owner, part, module)
+            _graft(owner, part, module, whole=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer of a trainer: the greatest learning rate is the trainer's, others their share."""
@@ -67,12 +67,14 @@ class Trained:
             own[name].copy_(state[name])
 
 
-def _graft(owner: nn.Module, name: str, module: nn.Module) -> None:
+def _graft(owner: nn.Module, name: str, module: nn.Module, *, whole: bool) -> None:
     trains = [parameter.requires_grad for parameter in module.parameters()]
     if not any(trains):
         return
     if all(trains):
         owner.add_module(name, module)
+        if not whole:
+            module.register_forward_pre_hook(_in_own_precision, with_kwargs=True)
         return
     around = nn.Module()
     owner.add_module(name, around)
@@ -80,7 +82,20 @@ def _graft(owner: nn.Module, name: str, module: nn.Module) -> None:
         if parameter.requires_grad:
             around.register_parameter(own_name, parameter)
     for child_name, child in module.named_children():
-        _graft(around, child_name, child)
+        _graft(around, child_name, child, whole=False)
+
+
+def _in_own_precision(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """What frozen neighbours give, in the precision that an engine keeps this part of a network in.
+
+    DeepSpeed's bf16 weights stand beside frozen ones in fp32, and on CPUs layer norms take no mixture.
+    """
+    dtype = next(module.parameters()).dtype
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return tuple(cast(value) for value in args), {name: cast(value) for name, value in kwargs.items()}
 
 
 def train_weights(backbone: Backbone, *, unet: float, text_encoders: float) -> Trained:
