@@ -7,47 +7,19 @@ from collections.abc import Iterator
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from imprint.backbone import Backbone
 from imprint.backbone.published import build_published
-from imprint.config.methods import E4TSpec, TamingSpec
+from imprint.config.methods import DreamBoothTuneSpec, E4TSpec, TamingSpec
 from imprint.features.clip import ClipFeatures
-from imprint.methods.dreambooth import dreambooth_loss
+from imprint.methods.dreambooth import Binding, DreamBoothObjective, make_trained
 from imprint.methods.e4t.objective import E4TObjective
-from imprint.methods.subject_batch import noisy_batch
 from imprint.methods.taming import TamingObjective
-from imprint.objective import Batch, Objective, StepOutput
+from imprint.objective import Batch, Objective
 from imprint.training.objectives.denoising import DenoisingObjective
 
 JOBS = ("train_backbone", "pretrain_encoder", "finetune_joint", "dreambooth")
-
-
-class DreamBoothLoss(Objective):
-    """Eq. 2 of DreamBooth on all weights: a batch's first half shows the subject, its second half the class.
-
-    Tuning itself makes such batches of a few pictures and steps on one device (`imprint.methods.dreambooth.tune`).
-    """
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.unet = backbone.unet.requires_grad_(True).train()
-        self.text_encoders = nn.ModuleList(backbone.text_encoders).requires_grad_(True).train()
-        self.backbone = (backbone,)
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> StepOutput:
-        (backbone,) = self.backbone
-        half = len(batch["captions"]) // 2
-        x0 = backbone.encode_images(batch["pixel_values"], generator)
-        subject, prior = (
-            noisy_batch(backbone, x0[rows], generator, batch["captions"][rows])
-            for rows in (slice(half), slice(half, None))
-        )
-        output = backbone.denoise(
-            torch.cat([subject.xt, prior.xt]), torch.cat([subject.timesteps, prior.timesteps]),
-            backbone.encode_text([*subject.prompts, *prior.prompts]),
-        )  # fmt: skip
-        return StepOutput(dreambooth_loss(output, subject, prior, backbone.schedule, prior_weight=1.0))
 
 
 def make_objective(job: str, *, small: bool) -> Objective:
@@ -59,11 +31,19 @@ def make_objective(job: str, *, small: bool) -> Objective:
             module.requires_grad_(True).train()
         return DenoisingObjective(backbone)
     if job == "dreambooth":
-        return DreamBoothLoss(backbone)
+        return _dreambooth(backbone)
     clip = ClipFeatures.load("imprint-tiny-clip")
     if job == "pretrain_encoder":
         return E4TObjective(backbone, E4TSpec(offsets={"vector_width": 8}), clip)
     return TamingObjective(backbone, TamingSpec(object_encoder={"clip": "imprint-tiny-clip"}), clip)
+
+
+def _dreambooth(backbone: Backbone) -> DreamBoothObjective:
+    """All weights of the UNet and of the text encoders, beside class images of noise."""
+    spec = DreamBoothTuneSpec(text_encoder=True)
+    size, generator = backbone.image_size, torch.Generator().manual_seed(0)
+    images = torch.randint(256, (8, 3, size, size), generator=generator, dtype=torch.uint8)
+    return DreamBoothObjective(make_trained(backbone, spec, seed=0), spec, Binding("a sks person", "person", images))
 
 
 def _shallow(backbone: Backbone) -> Backbone:

@@ -12,6 +12,7 @@ from imprint.errors import ConfigError
 # kind -> "module:function"; a string, so that checking a job file imports neither Ray nor torch.
 RUNNERS: dict[str, str] = {
     "benchmark": "imprint.jobs.benchmark:run",
+    "dreambooth": "imprint.jobs.cluster_jobs:dreambooth",
     "evaluate": "imprint.jobs.evaluate:run",
     "finetune_joint": "imprint.jobs.cluster_jobs:finetune_joint",
     "prepare_faces": "imprint.jobs.prepare:run_faces",

@@ -17,8 +17,7 @@ from imprint.errors import DataError
 from imprint.methods import METHODS
 from imprint.methods.pretrained import load_networks, with_own_networks
 from imprint.methods.pretraining import EncoderObjective
-from imprint.pipelines.order import plan
-from imprint.pipelines.reading import ReadOptions, Row, read_slice
+from imprint.pipelines.reading import ReadOptions, Row, rows_as_written
 from imprint.pipelines.shards import counted, find_shards
 from imprint.training.batches import to_pixel_values
 
@@ -40,15 +39,11 @@ def first_rows(spec: GridSpec, image_size: int) -> list[Row]:
     Raises:
         DataError: the shards hold no picture.
     """
-    shards = counted(find_shards(spec.shards, spec.split))
-    counts = [shard.samples or 0 for shard in shards]
     found: dict[str, Row] = {}
-    options = ReadOptions(image_size=image_size)
-    for part in plan(counts, seed=0, shuffle_buffer=0, start=0, stop=sum(counts)):
-        for row in read_slice({n: shards[n] for n in part.shards}, part, options, total=sum(counts)):
-            found.setdefault(str(json.loads(row["json"]).get("identity", row["__key__"])), row)
-            if len(found) == spec.concepts:
-                return list(found.values())
+    for row in rows_as_written(counted(find_shards(spec.shards, spec.split)), ReadOptions(image_size=image_size)):
+        found.setdefault(str(json.loads(row["json"]).get("identity", row["__key__"])), row)
+        if len(found) == spec.concepts:
+            return list(found.values())
     if not found:
         raise DataError(f"reading held-out concepts: no picture in {list(spec.shards)}; check grid.shards")
     return list(found.values())

@@ -13,7 +13,7 @@ from jaxtyping import Int32, UInt8
 from imprint.errors import DataError, SampleError, ShardError
 from imprint.pipelines.decode import Room, decode_sample
 from imprint.pipelines.mixing import Mix, MixedSlice, source_buffer, source_seed
-from imprint.pipelines.order import Slice, window_order
+from imprint.pipelines.order import Slice, plan, window_order
 from imprint.pipelines.quarantine import Quarantine
 from imprint.pipelines.samples import MASKS, Entry, group_members, is_readable, read_parts
 from imprint.pipelines.shards import Shard, open_shard
@@ -91,6 +91,19 @@ class ObjectColumns(TypedDict):
     object_image: UInt8[np.ndarray, "h w 3"]
     object_mask: UInt8[np.ndarray, "h w"]
     object_has_mask: bool
+
+
+def rows_as_written(shards: Sequence[Shard], options: ReadOptions) -> Iterator[Row]:
+    """All rows of counted shards, once, in the order in which they were written.
+
+    Raises:
+        ShardError, DataError: as `read_slice`; or the shards hold no sample.
+    """
+    counts = [shard.samples or 0 for shard in shards]
+    if not sum(counts):
+        raise DataError(f"reading samples: none in {[shard.url for shard in shards]}; check what wrote them")
+    for part in plan(counts, seed=0, shuffle_buffer=0, start=0, stop=sum(counts)):
+        yield from read_slice({n: shards[n] for n in part.shards}, part, options, total=sum(counts))
 
 
 def read_rows(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from typer.testing import CliRunner
 
+from imprint.backbone import Backbone
 from imprint.backbone.published import build_published
 from imprint.cli.app import app
 from imprint.config.load import load_job
@@ -114,6 +115,18 @@ def test_rows_of_the_shipped_jobs(name: str) -> None:
     assert rows[1].images_per_second == pytest.approx(8 * rows[0].images_per_second)
     assert rows[0].hours * 3600 * rows[0].images_per_second == pytest.approx(1000 * 32)
     assert rows[0].images_per_second == pytest.approx(989e12 * 0.3 / (cost.cost.forward + cost.cost.backward))
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_dreambooth_counts_a_class_image_with_each_picture(train: str) -> None:
+    costs = {}
+    for prior in (True, False):
+        keys = (f"method.prior.enabled={str(prior).lower()}", f"method.train={train}")
+        costs[prior] = job_cost(load_job(JOBS / "dreambooth.yaml", keys).spec)
+    assert costs[True].trained == costs[False].trained
+    assert costs[True].cost.flops == pytest.approx(2 * costs[False].cost.flops, rel=1e-6)
+    unet = sum(p.numel() for p in Backbone.load("imprint-tiny", device="meta").unet.parameters())
+    assert (costs[True].trained == unet) == (train == "full") and costs[True].trained <= unet
 
 
 def test_state_of_each_stage_follows_zero() -> None:

@@ -1,4 +1,4 @@
-"""Rows of all ranks in one tensor, for losses that compare a sample with those of other ranks."""
+"""What all ranks hold in one tensor: rows, for losses that compare a sample with those of other ranks, and sums."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def gather_rows(rows: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "all d"], int
     rank = dist.get_rank()
     gathered[rank] = rows
     return torch.cat(gathered), rank * len(rows)
+
+
+def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
+    """The sum of `values`, of one shape and dtype on all ranks, where it came from; `device` is this rank's.
+
+    A collective call.
+    """
+    summed = values.to(device) if dist.get_backend() == "nccl" else values.clone()  # nccl takes tensors of a GPU only
+    dist.all_reduce(summed)
+    return summed.to(values.device)

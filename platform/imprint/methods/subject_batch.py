@@ -83,6 +83,47 @@ class Crops:
         return Crops(self.mean[here], self.std[here], masks, self.pictures[rows.to(self.pictures.device)])
 
 
+@torch.no_grad()
+def encoded_crops(
+    backbone: Backbone,
+    spec: FewStepSpec,
+    pictures: Pictures,
+    order: Int[Tensor, "n"],
+    generator: torch.Generator,
+    dtype: torch.dtype | None = None,
+) -> Crops:
+    """A random crop, as the spec says, of each picture that `order` names; latents in `dtype`, or the backbone's."""
+    images, masks = pictures.images, pictures.masks
+    views = random_views(
+        images if masks is None else torch.cat([images, masks], dim=1),
+        len(order),
+        backbone.image_size,
+        crop_scale=spec.crop_scale,
+        flip=spec.flip,
+        generator=generator,
+        order=order,
+    )
+    mean, std = backbone.latent_moments(views[:, :3])
+    shown = views[:, 3:] if masks is not None and spec.mask_loss else None
+    return Crops(mean.to(dtype or mean.dtype), std.to(dtype or std.dtype), shown, order)
+
+
+def noisy_crops(
+    backbone: Backbone, spec: FewStepSpec, crops: Crops, contexts: Sequence[str] | None, generator: torch.Generator
+) -> NoisyBatch:
+    """Crops with noise of all strengths and a prompt for each, which holds `<concept>`; `contexts` are by picture."""
+    x0 = sample_latents(crops.mean, crops.std, generator)
+    noisy = noisy_batch(backbone, x0, generator, masks=crops.masks, timestep_logits=spec.timestep_logits)
+    prompts = training_prompts(
+        spec.templates,
+        [contexts[picture] for picture in crops.pictures.tolist()] if contexts else [""] * len(x0),
+        context_probability=spec.context_probability,
+        text_dropping=0.0,
+        generator=generator,
+    )
+    return dataclasses.replace(noisy, prompts=prompts)
+
+
 class SubjectBatches:
     """Batches of one subject: `spec.batch_size` crops, no two alike, with noise of all strengths.
 
@@ -101,34 +142,12 @@ class SubjectBatches:
 
     def draw(self, generator: torch.Generator) -> NoisyBatch:
         """A batch whose randomness comes from `generator` alone; its prompts hold `<concept>`."""
-        spec, contexts = self.spec, self.pictures.contexts
         if self._kept is None:
-            crops = self._crops(spec.batch_size, generator)
+            crops = self._crops(self.spec.batch_size, generator)
         else:
-            crops = self._kept[spread_evenly(len(self._kept.mean), spec.batch_size, generator)]
-        x0 = sample_latents(crops.mean, crops.std, generator)
-        noisy = noisy_batch(self.backbone, x0, generator, masks=crops.masks, timestep_logits=spec.timestep_logits)
-        prompts = training_prompts(
-            spec.templates,
-            [contexts[picture] for picture in crops.pictures.tolist()] if contexts else [""] * spec.batch_size,
-            context_probability=spec.context_probability,
-            text_dropping=0.0,
-            generator=generator,
-        )
-        return dataclasses.replace(noisy, prompts=prompts)
+            crops = self._kept[spread_evenly(len(self._kept.mean), self.spec.batch_size, generator)]
+        return noisy_crops(self.backbone, self.spec, crops, self.pictures.contexts, generator)
 
-    @torch.no_grad()
     def _crops(self, count: int, generator: torch.Generator) -> Crops:
-        images, masks = self.pictures.images, self.pictures.masks
-        pictures = spread_evenly(len(images), count, generator)
-        views = random_views(
-            images if masks is None else torch.cat([images, masks], dim=1),
-            count,
-            self.backbone.image_size,
-            crop_scale=self.spec.crop_scale,
-            flip=self.spec.flip,
-            generator=generator,
-            order=pictures,
-        )
-        mean, std = self.backbone.latent_moments(views[:, :3])
-        return Crops(mean, std, views[:, 3:] if masks is not None and self.spec.mask_loss else None, pictures)
+        order = spread_evenly(len(self.pictures.images), count, generator)
+        return encoded_crops(self.backbone, self.spec, self.pictures, order, generator)

@@ -16,7 +16,7 @@ from imprint.backbone import Backbone
 from imprint.backbone.loading import EMBEDDED
 from imprint.backbone.published import SHAPES, build_published
 from imprint.config.base import Section
-from imprint.config.jobs import FinetuneJoint, PretrainEncoder, TrainBackbone
+from imprint.config.jobs import DreamBooth, FinetuneJoint, PretrainEncoder, TrainBackbone
 from imprint.config.jobs.cluster import ClusterJob
 from imprint.config.paths import resolve_path
 from imprint.config.training import EngineSpec
@@ -24,6 +24,7 @@ from imprint.errors import ConfigError
 from imprint.features.clip import ClipFeatures
 from imprint.features.clip_shapes import clip_of_shape, is_architecture
 from imprint.methods import METHODS
+from imprint.methods.dreambooth import Binding, DreamBoothObjective, make_trained
 from imprint.methods.taming import TamingObjective
 from imprint.objective import Batch, Objective
 from imprint.training.flops import StepCost, count_step
@@ -33,6 +34,7 @@ from imprint.training.peaks import Gpu
 
 GIB = 2**30
 _COUNTED = 2  # pictures in the micro-batch that is counted; costs are linear in it
+TrainingJob = PretrainEncoder | FinetuneJoint | DreamBooth | TrainBackbone
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,13 @@ def job_cost(spec: Section) -> JobCost:
     Raises:
         ConfigError: the job does not train, or its backbone is neither here nor of a known shape.
     """
-    if not isinstance(spec, (PretrainEncoder, FinetuneJoint, TrainBackbone)):
+    if not isinstance(spec, TrainingJob):
         raise ConfigError(f"planning: a {getattr(spec, 'job', type(spec).__name__)} job does not train on workers; "
-                          "expected pretrain_encoder, finetune_joint or train_backbone")  # fmt: skip
+                          "expected pretrain_encoder, finetune_joint, dreambooth or train_backbone")  # fmt: skip
     backbone = _backbone(spec)
     objective, clip = _objective(spec, backbone)
+    if isinstance(objective, DreamBoothObjective):
+        backbone = objective.backbone  # a shell: workers let go of the weights as they were
     size = spec.data.image_size if isinstance(spec, ClusterJob) else backbone.image_size
     cost = count_step(objective, _batch(spec, backbone, clip, size))
     held = {id(p) for p in objective.parameters()}
@@ -135,7 +139,7 @@ def rank_bytes(job: JobCost, engine: EngineSpec, row: Row) -> tuple[StateBytes, 
 # -- the objective without values ---------------------------------------------------------------------------
 
 
-def _backbone(spec: PretrainEncoder | FinetuneJoint | TrainBackbone) -> Backbone:
+def _backbone(spec: TrainingJob) -> Backbone:
     name = spec.initialize_from or "imprint-tiny" if isinstance(spec, TrainBackbone) else spec.backbone
     if name in SHAPES:
         return build_published(name, device="meta")
@@ -155,13 +159,13 @@ def _clip(name: str) -> ClipFeatures:
     return ClipFeatures.load(place if Path(place).exists() else name, device="meta")
 
 
-def _objective(
-    spec: PretrainEncoder | FinetuneJoint | TrainBackbone, backbone: Backbone
-) -> tuple[Objective, ClipFeatures | None]:
+def _objective(spec: TrainingJob, backbone: Backbone) -> tuple[Objective, ClipFeatures | None]:
     if isinstance(spec, TrainBackbone):
         for module in (backbone.unet, *backbone.text_encoders):
             module.requires_grad_(True)
         return DenoisingObjective(backbone), None
+    if isinstance(spec, DreamBooth):
+        return _dreambooth(spec, backbone), None
     joint = isinstance(spec, FinetuneJoint)
     clip = _clip(spec.method.object_encoder.clip if joint else spec.method.encoder.clip)
     with torch.device("meta"):
@@ -170,9 +174,17 @@ def _objective(
         return METHODS[spec.method.method].pretrain(backbone, spec.method, clip), clip
 
 
-def _batch(
-    spec: PretrainEncoder | FinetuneJoint | TrainBackbone, backbone: Backbone, clip: ClipFeatures | None, size: int
-) -> Batch:
+def _dreambooth(spec: DreamBooth, backbone: Backbone) -> DreamBoothObjective:
+    """With a class image in place of all of them: they stay in the machine's memory. Any words cost the same."""
+    size, images = backbone.image_size, None
+    if spec.method.prior.enabled:
+        images = torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta")
+    with torch.device("meta"):
+        trained = make_trained(backbone, spec.method, spec.seed)
+    return DreamBoothObjective(trained, spec.method, Binding("a sks", spec.class_noun, images))
+
+
+def _batch(spec: TrainingJob, backbone: Backbone, clip: ClipFeatures | None, size: int) -> Batch:
     """What the job's workers get: with features where the data plane computes them before."""
 
     def of(*shape: int) -> torch.Tensor:

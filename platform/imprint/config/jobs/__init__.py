@@ -2,6 +2,7 @@
 
 from imprint.config.base import Section
 from imprint.config.jobs.benchmark import Benchmark, Search
+from imprint.config.jobs.dreambooth import DreamBooth
 from imprint.config.jobs.evaluate import Evaluate, TrainFaceAttributes
 from imprint.config.jobs.finetune import FinetuneJoint, JointTripletSpec
 from imprint.config.jobs.prepare import BackgroundMix, PrepareFaces, PrepareObjects
@@ -12,6 +13,7 @@ from imprint.config.jobs.tiny import TrainBackbone, TrainTinyClip, TrainTinyVae
 
 JOB_SPECS: dict[str, type[Section]] = {
     "benchmark": Benchmark,
+    "dreambooth": DreamBooth,
     "evaluate": Evaluate,
     "finetune_joint": FinetuneJoint,
     "prepare_faces": PrepareFaces,
@@ -30,6 +32,7 @@ __all__ = [
     "JOB_SPECS",
     "BackgroundMix",
     "Benchmark",
+    "DreamBooth",
     "Evaluate",
     "FinetuneJoint",
     "JointTripletSpec",

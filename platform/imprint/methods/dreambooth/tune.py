@@ -9,16 +9,15 @@ import dataclasses
 import logging
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from imprint.backbone import Backbone
 from imprint.backbone.super_resolution import SuperResolution
 from imprint.config.methods import DreamBoothTuneSpec
-from imprint.methods.augment import random_views, spread_evenly
 from imprint.methods.base import Learned, Pictures, TuneCallback
-from imprint.methods.dreambooth.loss import dreambooth_loss
-from imprint.methods.dreambooth.prior import class_images, class_prompt
+from imprint.methods.dreambooth.objective import Binding, dreambooth_step, make_trained
+from imprint.methods.dreambooth.prior import class_images
 from imprint.methods.dreambooth.super_resolution import (
     crop_size,
     large_pictures,
@@ -26,9 +25,8 @@ from imprint.methods.dreambooth.super_resolution import (
     tune_super_resolution,
 )
 from imprint.methods.few_steps import adamw, check_tuning, prepared, require_class_noun, run_steps
-from imprint.methods.phrases import phrase_concept, phrase_of, spell
-from imprint.methods.subject_batch import NoisyBatch, SubjectBatches, noisy_batch
-from imprint.methods.trained import Trained, train_low_rank, train_weights
+from imprint.methods.phrases import phrase_concept, phrase_of
+from imprint.methods.subject_batch import SubjectBatches
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +55,13 @@ def tune(
     check_tuning(pictures, spec)
     second = _second_stage(backbone, pictures, spec)
     phrase = phrase_of(backbone, pictures, spec, noun, seed)
-    prior_images = class_images(backbone, spec.prior, noun) if spec.prior.enabled else None
-    trained = _trained(backbone, spec, seed)
+    binding = Binding(phrase, noun, class_images(backbone, spec.prior, noun) if spec.prior.enabled else None)
+    trained = make_trained(backbone, spec, seed)
     model = trained.backbone
     batches = SubjectBatches(model, spec, prepared(backbone, pictures), seed)
 
     def loss(generator: torch.Generator) -> Float[Tensor, ""]:
-        subject = batches.draw(generator)
-        xt, timesteps, prompts = subject.xt, subject.timesteps, spell(subject.prompts, phrase)
-        prior = None
-        if prior_images is not None:
-            prior = prior_batch(model, spec, prior_images, class_prompt(spec.prior, noun), generator)
-            xt, timesteps = torch.cat([xt, prior.xt]), torch.cat([timesteps, prior.timesteps])
-            prompts = [*prompts, *prior.prompts]
-        output = model.denoise(xt, timesteps, model.encode_text(prompts))
-        return dreambooth_loss(
-            output, subject, prior, model.schedule, prior_weight=spec.prior.weight, min_snr_gamma=spec.min_snr_gamma
-        )
+        return dreambooth_step(model, spec, binding, batches.draw(generator), generator).loss
 
     optimizer = adamw(trained.groups, weight_decay=spec.weight_decay)
     run_steps(loss, optimizer, spec, seed=seed, device=backbone.device, callback=callback)
@@ -108,33 +96,3 @@ def _second_stage(backbone: Backbone, pictures: Pictures, spec: DreamBoothTuneSp
         side = large_pictures(model, pictures, backbone.image_size).shape[-1]
         crop_size(model, spec.super_resolution, side)
     return model
-
-
-def prior_batch(
-    backbone: Backbone,
-    spec: DreamBoothTuneSpec,
-    images: UInt8[Tensor, "n 3 h w"],
-    prompt: str,
-    generator: torch.Generator,
-) -> NoisyBatch:
-    """As many class images as the subject has crops, whole, with noise and timesteps of their own."""
-    order = spread_evenly(len(images), spec.batch_size, generator)
-    chosen = images[order.to(images.device)].to(backbone.device, torch.float32) / 127.5 - 1
-    views = random_views(
-        chosen,
-        len(chosen),
-        backbone.image_size,
-        crop_scale=1.0,
-        flip=spec.flip,
-        generator=generator,
-        order=torch.arange(len(chosen)),
-    )
-    x0 = backbone.encode_images(views, generator)
-    return noisy_batch(backbone, x0, generator, [prompt] * len(chosen), timestep_logits=spec.timestep_logits)
-
-
-def _trained(backbone: Backbone, spec: DreamBoothTuneSpec, seed: int) -> Trained:
-    if spec.train == "lora":
-        return train_low_rank(backbone, spec.lora, text_encoders=spec.text_encoder, seed=seed)
-    rates = spec.learning_rates
-    return train_weights(backbone, unet=rates.unet, text_encoders=rates.text_encoder if spec.text_encoder else 0.0)
