@@ -36,7 +36,7 @@ from imprint.pipelines.shards import Shard, counted, find_shards, find_sources
 from imprint.sampling.draw import draw_prompts
 from imprint.training.apply import apply_engine_options
 from imprint.training.batches import to_pixel_values
-from imprint.training.checkpoint import TrainingState, latest_checkpoint
+from imprint.training.checkpoint import TrainingState, latest_position
 from imprint.tuning import Concept
 
 RESULT = "concept"
@@ -64,7 +64,7 @@ def train_worker(config: dict[str, Any]) -> None:
     grid = None
     if spec.grid is not None and original is not None and pictures is not None:
         grid = SubjectGrid(spec, spec.grid, pictures, make_trained(original, spec.method, spec.seed), phrase)
-    state = train_rank(spec, objective, began=began, grid=grid)
+    state = train_rank(spec, objective, config["stream"], began=began, grid=grid)
     if original is not None and pictures is not None and state.step == spec.training.steps:
         apart = grid.trained if grid else make_trained(original, spec.method, spec.seed)
         _save(state, spec, original, apart, phrase, len(pictures.images))
@@ -112,7 +112,7 @@ def bound_phrase(spec: DreamBooth, backbone: Backbone, pictures: Pictures) -> st
     phrase = phrase_of(backbone, pictures, spec.method, spec.class_noun.strip(), spec.seed)
     record = folders.run / SUBJECT
     before = json.loads(record.read_text())["phrase"] if record.is_file() else phrase
-    if before != phrase and latest_checkpoint(folders.checkpoints) is not None:
+    if before != phrase and latest_position(folders.checkpoints) is not None:
         raise ConfigError(
             f"going on with the run {spec.name!r}: it began with {before!r}, and its pictures and settings now give "
             f"{phrase!r}; put them back, or give the run another name"
