@@ -44,7 +44,15 @@ class Pod:
     link: str
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+    def start(
+        self, command: list[str], env: dict[str, str], cwd: Path, folder: tuple[Path, Path] | None = None
+    ) -> None:
+        """Run it in the pod, which sees the first folder of `folder` in the place of the second, as its own /tmp.
+
+        Without that a driver would find the head's socket on this machine's disk, and give itself out for the head.
+        """
+        if folder is not None:  # `ip netns exec` gives each command a mount namespace of its own
+            command = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", *map(str, folder), *command]
         with self.log.open("ab") as log:
             self.started.append(subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *command],
@@ -135,13 +143,14 @@ class PodCluster:
 
     def _ray(self, name: str, options: list[str], more: dict[str, str]) -> None:
         pod = self.pod(name)
-        temporary = self.temporary / name  # a pod has a /tmp of its own
-        temporary.mkdir(exist_ok=True)
+        own, place = self.temporary / name, self.temporary / "ray"  # at one place in every pod
+        own.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True)
         pod.start([
             str(BIN / "ray"), "start", "--block", f"--node-ip-address={pod.address}", "--metrics-export-port=8080",
-            "--dashboard-agent-listen-port=52365", f"--temp-dir={temporary}", "--object-store-memory=150000000",
+            "--dashboard-agent-listen-port=52365", f"--temp-dir={place}", "--object-store-memory=150000000",
             "--disable-usage-stats", *options,
-        ], {**self.env, **more, "IMPRINT_POD": name}, self.root)  # fmt: skip
+        ], {**self.env, **more, "IMPRINT_POD": name}, self.root, (own, place))  # fmt: skip
 
     def pod(self, name: str) -> Pod:
         if name not in self.pods:
