@@ -86,6 +86,7 @@ def test_two_zero_workers_through_a_kill_end_as_one_worker_in_peace(job: Job, cl
     assert int((drawn[0] - drawn[1]).abs().max()) <= 1
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own, of SQLAlchemy 2.1
 @pytest.mark.parametrize("name", ["stage-3", "lora"])
 def test_two_deepspeed_workers_leave_a_concept_that_is_drawn_and_is_tracked(job: Job, cluster: None, name: str) -> None:
     from mlflow.tracking import MlflowClient

@@ -68,6 +68,7 @@ def test_a_killed_worker_ends_bit_for_bit_like_a_quiet_run(job: Job, cluster: No
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own, of SQLAlchemy 2.1
 @pytest.mark.parametrize(("name", "stage", "whole"), [("stage-3", 3, True), ("attentions", 2, False)])
 def test_two_deepspeed_workers_train_a_network_that_loads_and_is_tracked(
     job: Job, cluster: None, name: str, stage: int, whole: bool
