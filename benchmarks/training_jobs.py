@@ -39,8 +39,8 @@ def make_objective(job: str, *, small: bool) -> Objective:
 
 
 def _dreambooth(backbone: Backbone) -> DreamBoothObjective:
-    """All weights of the UNet and of the text encoders, beside class images of noise."""
-    spec = DreamBoothTuneSpec(text_encoder=True)
+    """All weights of the UNet, the job's default, beside class images of noise."""
+    spec = DreamBoothTuneSpec()
     size, generator = backbone.image_size, torch.Generator().manual_seed(0)
     images = torch.randint(256, (8, 3, size, size), generator=generator, dtype=torch.uint8)
     return DreamBoothObjective(make_trained(backbone, spec, seed=0), spec, Binding("a sks person", "person", images))
