@@ -47,8 +47,8 @@ def test_bf16_is_near(matrix: dict[str, Any], job: str, engine: str) -> None:
 @pytest.mark.parametrize("job", JOBS)
 def test_the_state_takes_the_memory_that_the_plan_says(matrix: dict[str, Any], job: str, engine: str) -> None:
     """And, under DeepSpeed, that of its buckets and of what it holds whole since it is small: all of it in a network
-    of this size. 150 kB are the batch and the sums of the report. ZeRO-1 parts gradients before the step as ZeRO-2 does,
-    where passes are not summed: 12 bytes of the 14 that the plan says."""
+    of this size. 150 kB are the batch and the sums of the report. ZeRO-1 parts gradients before the step as ZeRO-2
+    does, where passes are not summed: 12 bytes of the 14 that the plan says."""
     found, values = matrix[job][engine], 4 * matrix[job][engine]["trains"]
     buffers = 0 if engine.startswith("torch") else 3 * values
     assert 0.85 * found["planned_bytes"] <= found["state_bytes"] <= 1.05 * found["planned_bytes"] + buffers + 150_000
