@@ -27,7 +27,10 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning",
+        "ignore:The maximum number of concurrent tasks:UserWarning",  # for a stream of one block two tasks may cut
+    ),
 ]
 PARTS = ("clip", "vae", "text")
 
