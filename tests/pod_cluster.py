@@ -1,4 +1,4 @@
-"""A Ray cluster of several machines on this one: each in a network namespace of its own, as a pod is, on one bridge.
+"""A Ray cluster of several machines on this one: each in namespaces of its own (network, processes, mounts), as a pod is.
 
 Heads and workers are started with the command and the environment that KubeRay gives them: tokens, Redis for the state
 of the head, workers that wait for a head that is gone. Redis has the configuration of k8s/base/redis.yaml.
@@ -47,12 +47,17 @@ class Pod:
     def start(
         self, command: list[str], env: dict[str, str], cwd: Path, folder: tuple[Path, Path] | None = None
     ) -> None:
-        """Run it in the pod, which sees the first folder of `folder` in the place of the second, as its own /tmp.
+        """Run it in the pod, which sees the first folder of `folder` in the place of the second, as its own /tmp, and no
+        processes but its own. Such a command is started again when it ends.
 
-        Without that a driver would find the head's socket on this machine's disk, and give itself out for the head.
+        A driver looks for the raylet of its machine among all processes and takes the head where it finds one: with the
+        head's address it would wait for ever for objects of others.
         """
-        if folder is not None:  # `ip netns exec` gives each command a mount namespace of its own
-            command = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", *map(str, folder), *command]
+        if folder is not None:
+            own = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+            bound = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", *map(str, folder), *command]
+            # As the kubelet does: Ray gives up where it is not up within 30 s.
+            command = ["sh", "-c", 'while :; do "$@"; sleep 1; done', "sh", *own, *bound]
         with self.log.open("ab") as log:
             self.started.append(subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *command],
@@ -239,8 +244,8 @@ def _ip(*arguments: str) -> None:
 @contextmanager
 def pod_cluster(root: Path, workers: tuple[str, ...], cpus: int = 2) -> Iterator[PodCluster]:
     """A head, workers and Redis, all up. Skips where namespaces cannot be made: needs root, iproute2 and a bridge."""
-    if os.geteuid() or not shutil.which("ip") or not shutil.which("ss"):
-        pytest.skip("network namespaces need root and iproute2 (ip, ss)")
+    if os.geteuid() or not all(map(shutil.which, ("ip", "ss", "unshare"))):
+        pytest.skip("namespaces need root, iproute2 (ip, ss) and util-linux (unshare)")
     temporary = Path(tempfile.mkdtemp(prefix="ipods-", dir="/tmp"))  # short: Ray's sockets lie in it
     token, password = secrets.token_hex(32), secrets.token_hex(24)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "IMPRINT_"))}
