@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHUNK_BYTES = 4 << 20  # one range request; what is read twice after a failure is less than this
+SMALLEST_CHUNK_BYTES = 16 << 10  # after failures: fsspec keeps nothing of a range that broke off, so large ones never end
 _FINAL = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
     ImportError, NotImplementedError, TypeError, AttributeError,
@@ -130,11 +131,14 @@ def copy_remote(url: str, target: IO[bytes], retry: Retry) -> int:
 def read_on(url: str, retry: Retry, start: int = 0) -> Iterator[bytes]:
     """The bytes of a file from `start`, in chunks of at most `CHUNK_BYTES`; memory holds one of them.
 
+    From the second failure at one byte on, each makes the range requests a quarter as long; with each chunk that comes
+    they grow twofold.
+
     Raises:
         ShardError: the storage went on failing, or the file was replaced while it was read.
     """
     attempts = Attempts("reading", url, retry)
-    position, version, ranges = start, None, True
+    position, version, ranges, wanted = start, None, True, CHUNK_BYTES
     while True:
         try:
             filesystem, path = fsspec.core.url_to_fs(url)
@@ -149,9 +153,13 @@ def read_on(url: str, retry: Retry, start: int = 0) -> Iterator[bytes]:
                     shard=url,
                 )
             version = now
+            if attempts.failures > 1:
+                wanted = min(wanted, now[0] - position) if now[0] else wanted
+                wanted = max(wanted // 4, SMALLEST_CHUNK_BYTES)
             with _open_at(filesystem, path, position, ranges) as source:
-                while chunk := source.read(CHUNK_BYTES):
+                while chunk := source.read(wanted):
                     position += len(chunk)
+                    wanted = min(2 * wanted, CHUNK_BYTES)
                     attempts.went_on()
                     yield chunk
             if now[0] is not None and position < now[0]:

@@ -1,4 +1,4 @@
-"""A Ray cluster of several machines on this one: each in namespaces of its own (network, processes, mounts), as a pod is.
+"""A Ray cluster of several machines on this one: each with a network, processes and mounts of its own, as a pod has.
 
 Heads and workers are started with the command and the environment that KubeRay gives them: tokens, Redis for the state
 of the head, workers that wait for a head that is gone. Redis has the configuration of k8s/base/redis.yaml.
@@ -47,8 +47,8 @@ class Pod:
     def start(
         self, command: list[str], env: dict[str, str], cwd: Path, folder: tuple[Path, Path] | None = None
     ) -> None:
-        """Run it in the pod, which sees the first folder of `folder` in the place of the second, as its own /tmp, and no
-        processes but its own. Such a command is started again when it ends.
+        """Run it in the pod, which sees the first folder of `folder` in the place of the second, as its own /tmp, and
+        no processes but its own. Such a command is started again when it ends.
 
         A driver looks for the raylet of its machine among all processes and takes the head where it finds one: with the
         head's address it would wait for ever for objects of others.

@@ -12,12 +12,14 @@ from pod_cluster import PodCluster, fetch, pod_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# One call of each service that Ray's processes offer, with an empty request that changes nothing.
-CALLS = (
-    "NodeInfoGcsService/GetAllNodeInfo", "NodeManagerService/GetNodeStats", "ObjectManagerService/FreeObjects",
-    "CoreWorkerService/GetCoreWorkerStats", "RayletDriver/ClusterInfo", "ReporterService/HealthCheck",
-    "LogService/ListLogs",
-)  # fmt: skip
+# One call of each service that Ray's processes offer, with a request that changes nothing: an empty one where that will
+# do; of the object manager, whose ids have a length, an object that nobody has for a node that is not there.
+CALLS = {
+    "NodeInfoGcsService/GetAllNodeInfo": b"", "NodeManagerService/GetNodeStats": b"",
+    "ObjectManagerService/Pull": b"\x0a\x1c" + bytes(range(28)) + b"\x12\x1c" + bytes(range(28)),
+    "CoreWorkerService/GetCoreWorkerStats": b"", "RayletDriver/ClusterInfo": b"", "ReporterService/HealthCheck": b"",
+    "LogService/ListLogs": b"",
+}  # fmt: skip
 PATHS = ("/api/version", "/nodes?view=summary", "/api/jobs/", "/metrics", "/get_or_create_runtime_env", "/")
 METRICS = {8080: "metrics", 44217: "of the dashboard", 44227: "of the autoscaler"}
 
@@ -40,10 +42,10 @@ def by_grpc(address: str, token: str | None) -> dict[str, str]:
             grpc.channel_ready_future(channel).result(timeout=3)
         except grpc.FutureTimeoutError:
             return {}
-        for call in CALLS:
+        for call, request in CALLS.items():
             method = channel.unary_unary(f"/ray.rpc.{call}", request_serializer=bytes, response_deserializer=bytes)
             try:
-                method(b"", metadata=metadata, timeout=5)
+                method(request, metadata=metadata, timeout=5)
                 said[call] = "OK"
             except grpc.RpcError as error:
                 code = error.code().name

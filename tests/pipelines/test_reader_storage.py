@@ -152,13 +152,14 @@ def test_object_stores_go_on_where_they_broke_off(
 
 
 class Breaking(MemoryFileSystem):
-    """The memory file system, whose reads fail at set bytes, each once."""
+    """The memory file system, whose reads fail at set bytes, each once, and where they are longer than `longest`."""
 
     protocol = "breaking"
     store: dict[str, Any] = {}  # noqa: RUF012 - the base class keeps its files like this
     pseudo_dirs = [""]  # noqa: RUF012
     breaks: list[int] = []  # noqa: RUF012
     failures: list[Exception] = []  # noqa: RUF012
+    longest: int | None = None
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -171,6 +172,8 @@ class Breaking(MemoryFileSystem):
 
 class _BreakingFile(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
+        if Breaking.longest and min(size or 0, len(self.getvalue()) - self.tell()) > Breaking.longest:
+            raise OSError("a longer answer never comes whole")
         for at in Breaking.breaks:
             if self.tell() <= at < self.tell() + (size or 0):
                 Breaking.breaks.remove(at)
@@ -182,7 +185,7 @@ class _BreakingFile(io.BytesIO):
 def breaking() -> Iterator[type[Breaking]]:
     fsspec.register_implementation("breaking", Breaking, clobber=True)
     Breaking.store.clear()
-    Breaking.breaks, Breaking.failures = [], []
+    Breaking.breaks, Breaking.failures, Breaking.longest = [], [], None
     yield Breaking
 
 
@@ -203,6 +206,23 @@ def test_any_passing_error_is_tried_again_at_its_byte(
     rows = read([shard], ReadOptions(retry=Retry(tries=6, first_wait=0.001)))
     assert keys(rows) == keys(read(folder, ReadOptions()))
     assert breaking.breaks == []
+
+
+def test_where_long_answers_never_come_whole_shorter_ones_are_asked_for(
+    breaking: type[Breaking], caplog: pytest.LogCaptureFixture
+) -> None:
+    with fsspec.filesystem("breaking").open("x", "wb") as file:
+        file.write(DATA)
+    breaking.longest = 20_000
+    patient = Retry(tries=6, first_wait=0.001, longest_wait=0.002)
+    with caplog.at_level(logging.WARNING):
+        chunks = list(read_on("breaking://x", patient))
+    assert b"".join(chunks) == DATA
+    assert set(map(len, chunks[:-1])) == {storage.SMALLEST_CHUNK_BYTES}
+    assert len(caplog.records) < 3 * len(chunks), "no range is asked for from its longest again"
+    breaking.longest = 1000
+    with pytest.raises(ShardError, match="failed 6 times in a row"):
+        list(read_on("breaking://x", patient))
 
 
 def test_a_final_error_is_not_tried_again(breaking: type[Breaking]) -> None:
