@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHUNK_BYTES = 4 << 20  # one range request; what is read twice after a failure is less than this
-SMALLEST_CHUNK_BYTES = 16 << 10  # after failures: fsspec keeps nothing of a range that broke off, so large ones never end
+SMALLEST_CHUNK_BYTES = 16 << 10  # after failures: fsspec keeps nothing of a range that broke off
 _FINAL = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
     ImportError, NotImplementedError, TypeError, AttributeError,
