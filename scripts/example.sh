@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One method on people (and where it is for any domain on objects) that no training saw, beside a baseline: trains what
 # the method pretrains and is not shipped, personalizes, and leaves a grid of pictures and a table.
-# Called by `make example-METHOD`. SUBJECTS=12 takes more of them; STEPS=800 pretrains longer; FRESH=1 trains anew.
+# Called by `make example-METHOD`. SUBJECTS=12 takes more of them; STEPS=800 trains taming's network longer; FRESH=1 anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # see demo.sh
@@ -16,7 +16,6 @@ subjects="${SUBJECTS:-6}"
 faces=data/faces-64
 objects=data/objects-64
 
-here=(in_process=true cluster.threads_per_worker=2 engine.name=torch engine.zero_stage=0) # without Ray: it starts at once
 pretrain=()  # what is trained first: a job file with overrides
 encoder=null # what tuning starts from
 sampling="{steps: 16, guidance_scale: 4.0, precision: auto}"
@@ -34,14 +33,12 @@ e4t)
     tuning="{method: e4t, steps: 15, batch_size: 16, $middle, learning_rates: {encoder: 1.0e-3, offsets: 3.0e-4, unet: 1.5e-4}}"
     ;;
 domain_agnostic)
-    pretrain=(jobs/pretrain_domain_agnostic.yaml name=example-domain_agnostic "${here[@]}")
-    encoder=runs/example-domain_agnostic
+    encoder=imprint-tiny-domain-agnostic
     tuning="{method: domain_agnostic, steps: 12, batch_size: 16, $middle}"
     both=true
     ;;
 profusion)
-    pretrain=(jobs/pretrain_profusion.yaml name=example-profusion "${here[@]}")
-    encoder=runs/example-profusion
+    encoder=imprint-tiny-profusion-faces
     tuning="{method: profusion, steps: 50, batch_size: 8, $middle}"
     ;;
 taming)

@@ -32,11 +32,9 @@ pretrain() { # NAME JOB [KEY=VALUE...]: a run of its own, unless it is finished
 pretrain e4t-without-refinement jobs/pretrain_encoder.yaml method.encoder.refinement=false
 pretrain e4t-without-regularization jobs/pretrain_encoder.yaml method.regularization=0
 pretrain e4t-without-offsets jobs/pretrain_encoder.yaml method.offsets.enabled=false
-pretrain domain-agnostic jobs/pretrain_domain_agnostic.yaml
 pretrain domain-agnostic-without-contrastive jobs/pretrain_domain_agnostic.yaml method.contrastive.enabled=false
 pretrain domain-agnostic-without-dual-path jobs/pretrain_domain_agnostic.yaml method.dual_path.enabled=false
 pretrain domain-agnostic-without-hypernetwork jobs/pretrain_domain_agnostic.yaml method.hypernetwork.enabled=false
-pretrain profusion-faces jobs/pretrain_profusion.yaml
 pretrain taming-faces jobs/finetune_joint.yaml
 pretrain taming-without-cross-reference jobs/finetune_joint.yaml triplets.cross_reference=0
 pretrain taming-without-dropping jobs/finetune_joint.yaml method.dropping.general=false

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from imprint.backbone.loading import embedded_path
 from imprint.config.jobs.benchmark import Benchmark
 from imprint.config.load import load_job
 from imprint.config.methods import TUNE_SPECS
@@ -70,4 +71,6 @@ def test_every_ablation_of_pretraining_is_trained_and_drawn() -> None:
             _, run, job, _ = line.split()
             assert job == place and f"runs/{run}" in named
     trained = {f"runs/{line.split()[1]}" for line in script.splitlines() if line.startswith("pretrain ")}
-    assert named - trained == {"imprint-tiny-e4t-faces"}
+    shipped = {f"imprint-tiny-{name}" for name in ("e4t-faces", "domain-agnostic", "profusion-faces")}
+    assert named - trained == shipped
+    assert all((embedded_path(name) / "encoder.json").is_file() for name in shipped)
