@@ -270,7 +270,7 @@ def _operator_routes(api: FastAPI, front: Front) -> None:
     )  # fmt: skip
     async def ready() -> dict[str, str]:
         """Both pools can work."""
-        if not await front.desk.is_ready():
+        if not (await front.desk.is_ready() and await front.workers.is_ready()):
             raise Problem.of(503, "not-ready", "a pool has no replica yet", retry_after_s=2)
         return {"status": "ready"}
 

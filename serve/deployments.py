@@ -346,16 +346,25 @@ async def _resident(model_id: str) -> str:
 
 
 class RayWorkers:
-    """The pools by their handles."""
+    """The pools by their handles, which are looked up by name where `handles` has them not."""
 
-    def __init__(self, app: str, vault: Vault) -> None:
+    def __init__(self, app: str, vault: Vault, handles: Mapping[str, DeploymentHandle] | None = None) -> None:
         self.app, self.vault = app, vault
-        self._handles: dict[str, DeploymentHandle] = {}
+        self._handles = {name: handle.options() for name, handle in (handles or {}).items()}
 
     def _handle(self, name: str) -> DeploymentHandle:
         if name not in self._handles:
-            self._handles[name] = serve.get_deployment_handle(name, self.app)
+            # By its options a handle begins to ask Serve for the replicas, and not only when it is first used.
+            self._handles[name] = serve.get_deployment_handle(name, self.app).options()
         return self._handles[name]
+
+    async def is_ready(self) -> bool:
+        """Whether Serve has said who is in the pools: what it has not said when the head dies stays unknown until the
+        head is back, and a request that came here would wait for it."""
+        try:
+            return all(self._handle(name).running_replicas_populated() for name in ("Tuner", "Sampler"))
+        except RayServeException:  # not deployed yet
+            return False
 
     async def tune(self, job: TuneJob) -> AsyncIterator[WorkerEvent]:
         handle = self._handle("Tuner").options(stream=True)
@@ -425,9 +434,9 @@ class Ingress:
     """HTTP."""
 
     async def __init__(self, keys: dict[str, Any], tuner: DeploymentHandle, sampler: DeploymentHandle) -> None:
-        # The handles are arguments so that Serve starts the pools with the ingress; RayWorkers finds them by name.
         spec, actor, store = await _join(keys)
-        workers = RayWorkers(serve.get_replica_context().app_name, store.vault)
+        handles = {"Tuner": tuner, "Sampler": sampler}
+        workers = RayWorkers(serve.get_replica_context().app_name, store.vault, handles)
         self._api = create_api(Front(spec, cast(Desk, RemoteDesk(actor)), workers, store))
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -330,8 +330,8 @@ class Desk:
         return sum(who[0] == kind for who in self._seen)
 
     async def is_ready(self) -> bool:
-        """Whether both pools have a replica."""
-        return self._alive("tuner") > 0 and self._alive("sampler") > 0
+        """Whether both pools have a replica, and are known here."""
+        return self._alive("tuner") > 0 and self._alive("sampler") > 0 and await self.workers.is_ready()
 
     async def metrics(self) -> str:
         """In Prometheus' text format; no tenant and no concept is named."""

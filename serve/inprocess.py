@@ -49,6 +49,9 @@ class LocalWorkers:
     async def export(self, place: str, form: str) -> tuple[bytes, str]:
         return await self.sampler.export(place, form)
 
+    async def is_ready(self) -> bool:
+        return True
+
 
 def create_local_api(spec: ServeSpec) -> FastAPI:
     """The application; any ASGI server runs it, with its lifespan."""

@@ -55,6 +55,10 @@ class Workers(Protocol):
         """A concept for other programs, and the file's name."""
         ...
 
+    async def is_ready(self) -> bool:
+        """Whether this process knows where to send work."""
+        ...
+
 
 class WorkerLost(Exception):
     """A replica died, or was taken away, under a piece of work; it may be begun again."""

@@ -51,6 +51,9 @@ class Dying:
     async def export(self, place: str, form: str) -> tuple[bytes, str]:
         return await self.workers.export(place, form)
 
+    async def is_ready(self) -> bool:
+        return True
+
 
 ORDER = {"tenant": "red", "method": "textual_inversion", "class_noun": "cat", "steps": 3, "seed": 1,
          "prompts": ("a photo of <concept>",), "num_images": 1}  # fmt: skip
