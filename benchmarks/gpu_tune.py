@@ -74,9 +74,11 @@ def measure(model: str, method: str, steps: int | None, batch: int | None, how: 
     if case.parts is not None:
         clip = ClipFeatures.load(SMALL_CLIP, device=device) if how.reduced else clip_of_shape(CLIP, device=device)
         base = case.parts(backbone, clip)
-    changes = {"precision": how.precision}
+    changes: dict[str, Any] = {"precision": how.precision}
     changes |= {"steps": steps} if steps is not None else {}
     changes |= {"batch_size": batch} if batch is not None else {}
+    if method in ("dreambooth", "lora"):  # these backbones have no vocabulary to look for a rare word in
+        changes["identifier"] = {"text": "zq"}
     if method == "dreambooth":
         changes["prior"] = {"enabled": False} if how.no_prior else {"images": how.prior_images}
     spec = case.tune(**changes)
