@@ -88,4 +88,4 @@ def log_concept(tracked: TrackedRun, folder: Path) -> None:
 
 def log_network(tracked: TrackedRun, folder: Path) -> None:
     """Log the attentions and their record; the model's folder is as large as its backbone, and stays where it is."""
-    tracked.log_file(folder / "parts", folder.name)
+    tracked.log_file(folder / "parts", f"{folder.name}/parts")
