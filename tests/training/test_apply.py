@@ -75,6 +75,7 @@ def test_channels_last_changes_nothing_but_rounding() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the compiler takes minutes on a busy machine
 @pytest.mark.parametrize("what", ["blocks", "whole"])
 @pytest.mark.filterwarnings("ignore")
 def test_compile_changes_nothing_but_rounding(what: str) -> None:
