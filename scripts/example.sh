@@ -39,7 +39,7 @@ domain_agnostic)
     ;;
 profusion)
     encoder=imprint-tiny-profusion-faces
-    tuning="{method: profusion, steps: 50, batch_size: 8, $middle}"
+    tuning="{method: profusion, steps: 50, batch_size: 8, learning_rate: 1.5e-4, $middle}"
     ;;
 taming)
     pretrain=(jobs/finetune_joint.yaml name=example-taming)
