@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load
 from serving import headers, picture
 
+from imprint.serve.inprocess import LocalWorkers
 from imprint.tuning import Concept
 
 
@@ -277,6 +278,15 @@ def test_idempotency_of_concepts(http: httpx2.Client) -> None:
     assert post("a", seed=2).status_code == 422
     http.delete(first.json()["links"]["self"])
     assert post("a").json()["id"] != first.json()["id"]  # the answer went with its concept
+
+
+def test_who_does_not_know_the_pools_yet_is_not_ready(http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unknown(self: LocalWorkers) -> bool:
+        return False
+
+    monkeypatch.setattr(LocalWorkers, "is_ready", unknown)
+    answer = http.get("/ready")
+    assert answer.status_code == 503 and answer.headers["Retry-After"]
 
 
 def test_operators_routes(http: httpx2.Client) -> None:
