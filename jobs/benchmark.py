@@ -38,6 +38,7 @@ from imprint.evaluation.subjects import Picture, showing, somebody_else
 from imprint.jobs.evaluate import _Counter, _next, _pictures, _start_folder
 from imprint.jobs.ray_fit import connect
 from imprint.tracking.run import TrackedRun
+from imprint.training.heap import keep_freed_memory
 
 log = logging.getLogger(__name__)
 _DRAWN = "drawn"
@@ -160,6 +161,7 @@ class Actor:
         import transformers
 
         torch.set_num_threads(spec.cluster.threads_per_actor)
+        keep_freed_memory()
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         self.spec, self.gallery = spec, gallery

@@ -36,6 +36,7 @@ from imprint.pipelines.order import plan
 from imprint.pipelines.reading import ReadOptions, read_slice
 from imprint.pipelines.shards import check_present, counted, find_shards
 from imprint.tracking.run import TrackedRun
+from imprint.training.heap import keep_freed_memory
 
 log = logging.getLogger(__name__)
 _LEFT_OUT_OF_GRIDS = ("class_noun_scene", "baseline_scene")
@@ -145,6 +146,7 @@ class Artist:
         from imprint.methods import METHODS
 
         torch.set_num_threads(spec.cluster.threads_per_actor)
+        keep_freed_memory()
         # An actor has no terminal: the libraries' bars would be hundreds of lines in the driver's log.
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()

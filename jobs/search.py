@@ -34,6 +34,7 @@ from imprint.jobs.benchmark import collect_sitters, make_judge, with_absolute_pa
 from imprint.jobs.evaluate import _start_folder
 from imprint.jobs.ray_fit import connect, our_error
 from imprint.tracking.run import TrackedRun
+from imprint.training.heap import keep_freed_memory
 
 log = logging.getLogger(__name__)
 _TRIALS = "trials"
@@ -182,6 +183,7 @@ def trial(
     from imprint.evaluation.studio import Studio
 
     torch.set_num_threads(spec.cluster.threads_per_actor)
+    keep_freed_memory()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     plain = make_judge(spec.model_copy(update={"calibration": ()}))

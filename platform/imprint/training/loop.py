@@ -21,6 +21,7 @@ from imprint.training.checkpoint import TrainingState
 from imprint.training.checkpoint_writer import CheckpointWriter
 from imprint.training.ema import Ema
 from imprint.training.engines.base import Engine
+from imprint.training.heap import keep_freed_memory
 from imprint.training.meters import Meter
 from imprint.training.peaks import peak_flops
 from imprint.training.schedule import learning_rate
@@ -120,6 +121,7 @@ class _Run:
 
     def train(self, resume: TrainingState | None, checkpoints: tuple[Path, CheckpointSpec] | None) -> TrainingState:
         engine = self.engine
+        keep_freed_memory()
         if resume:
             self.step, self.samples = resume.step, resume.samples
             engine.load(resume.parameters, resume.optimizer)
