@@ -104,6 +104,7 @@ def with_absolute_paths(spec: Any) -> Any:
         update["attributes"] = path_or_name(spec.attributes)
     if isinstance(spec, Benchmark):
         update["contenders"] = {name: _absolute(one) for name, one in spec.contenders.items()}
+        update["reuse"] = tuple(resolve_path(run) for run in spec.reuse)
     else:
         update["contender"] = _absolute(spec.contender)
     return spec.model_copy(update=update)
@@ -170,21 +171,28 @@ class Actor:
         self.judge = Judge(
             uncalibrated.network, uncalibrated.reader, whitening, uncalibrated.field, uncalibrated.copy_quantile
         )
-        self.name: str | None = None
         self.studio: Any = None
 
     def portray(
-        self, name: str, sitter: Sitter, place: int, folder: str, other: Sitter | None
-    ) -> tuple[str, int, Values]:
-        """Tune, draw and score one sitter, with the `other` in one picture where there is one; keep what came of it."""
+        self, names: Sequence[str], sitter: Sitter, place: int, folder: str, other: Sitter | None
+    ) -> list[tuple[str, int, Values]]:
+        """Tune, draw and score one sitter, with the `other` in one picture where there is one; keep what came of it.
+
+        Contenders of several `names` differ in how they are sampled alone, and are tuned once.
+        """
         from imprint.evaluation.studio import Studio
 
-        if self.studio is None or self.name != name:
-            self.studio = None  # two models need not fit side by side
-            self.studio = Studio(
-                self.spec.contenders.get(name), self.spec, device=self.device, class_pictures=self.spec.class_pictures
-            )
-            self.name = name
+        found = []
+        for name in names:
+            contender = self.spec.contenders.get(name)
+            if self.studio is None or not self.studio.tunes_alike(contender):
+                self.studio = None  # two models need not fit side by side
+                self.studio = Studio(contender, self.spec, device=self.device, class_pictures=self.spec.class_pictures)
+            self.studio.sample_as(contender)
+            found.append((name, place, self._portray(name, sitter, place, Path(folder), other)))
+        return found
+
+    def _portray(self, name: str, sitter: Sitter, place: int, folder: Path, other: Sitter | None) -> Values:
         portrait = self.studio.portray(sitter)
         scores = self.judge.score(sitter, place, portrait, self.gallery)
         values = {metric: _rounded(each) for metric, each in scores.items()}
@@ -193,19 +201,19 @@ class Actor:
             left = self.judge.class_left(sitter, portrait.class_images)
             values |= {metric: _rounded(np.asarray([value])) for metric, value in left.items()}
             save_png(Image.fromarray(np.concatenate(list(portrait.class_images), axis=1)),
-                     kept_file(Path(folder), name, sitter, ".class.png"))  # fmt: skip
+                     kept_file(folder, name, sitter, ".class.png"))  # fmt: skip
         both = None if other is None else self.studio.portray_both(sitter, other)
         if both is not None:
             likeness = self.judge.both(both, (place, place + 1), self.gallery)
             values["pair"] = _rounded(np.asarray([likeness.mean()]))
             save_png(Image.fromarray(np.concatenate(list(both), axis=1)),
-                     kept_file(Path(folder), name, sitter, ".pair.png"))  # fmt: skip
+                     kept_file(folder, name, sitter, ".pair.png"))  # fmt: skip
         # A row a prompt, its copies side by side.
         sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in portrait.images], axis=0)
-        save_png(Image.fromarray(sheet), kept_file(Path(folder), name, sitter, ".png"))
-        record = {"digest": digest_of(self.spec, name, sitter, other), "values": values}
-        write_text(kept_file(Path(folder), name, sitter, ".json"), json.dumps(record) + "\n")
-        return name, place, values
+        save_png(Image.fromarray(sheet), kept_file(folder, name, sitter, ".png"))
+        record = {"digest": digest_of(self.spec, name, sitter), "beside": other and other.identity, "values": values}
+        write_text(kept_file(folder, name, sitter, ".json"), json.dumps(record) + "\n")
+        return values
 
 
 def draw_all(
@@ -220,40 +228,54 @@ def draw_all(
     found: dict[str, dict[int, Values]] = {name: {} for name in names}
     missing = []
     for name in names:
-        for place, sitter in enumerate(sitters):
+        for place, sitter in enumerate(sitters[: spec.limit]):
             kept = kept_values(spec, folder, name, sitter, partner(spec, sitters, place))
             if kept is None:
                 missing.append((name, place))
             else:
                 found[name][place] = kept
     if missing:
-        log.info("%d of %d are to be drawn", len(missing), len(names) * len(sitters))
+        log.info("%d of %d are to be drawn", len(missing), len(names) * len(sitters[: spec.limit]))
         share = spec.cluster
         actor = Actor.options(num_cpus=share.cpus_per_actor, num_gpus=share.gpus_per_actor)
         shown = ray.put(gallery)
         pool = ActorPool([actor.remote(spec, judge.whitening, shown) for _ in range(min(share.actors, len(missing)))])
         with _Counter(len(missing)) as counter:
-            for name, place, values in _portrayed(pool, missing, spec, sitters, str(folder)):
-                found[name][place] = values
-                counter.advance()
+            for drawn in _portrayed(pool, missing, spec, sitters, str(folder)):
+                for name, place, values in drawn:
+                    found[name][place] = values
+                    counter.advance()
     return found
 
 
 def _portrayed(
     pool: ActorPool, missing: Sequence[tuple[str, int]], spec: Benchmark, sitters: Sequence[Sitter], folder: str
-) -> Iterator[tuple[str, int, Values]]:
-    """Contender by contender, so that an actor seldom loads another one; nothing is begun after the deadline."""
+) -> Iterator[list[tuple[str, int, Values]]]:
+    """Task by task; nothing is begun after the deadline."""
     began = time.perf_counter()
-    for name, place in missing:
+    for names, place in together(spec, missing):
         if not pool.has_free():
             yield _next(pool)  # type: ignore[misc]
         if spec.deadline_s is not None and time.perf_counter() - began > spec.deadline_s:
             log.warning("the deadline is over; the report is of what was drawn. Submit again for the rest")
             break
-        args = name, sitters[place], place, folder, partner(spec, sitters, place)
+        args = names, sitters[place], place, folder, partner(spec, sitters, place)
         pool.submit(lambda one, args: one.portray.remote(*args), args)
     while pool.has_next():
         yield _next(pool)  # type: ignore[misc]
+
+
+def together(spec: Benchmark, missing: Sequence[tuple[str, int]]) -> list[tuple[list[str], int]]:
+    """Tasks of names and a sitter's place: one of all contenders that differ in sampling alone, and are tuned once.
+
+    Contender by contender, so that an actor seldom loads another one.
+    """
+    tasks: dict[str, dict[int, list[str]]] = {}
+    for name, place in missing:
+        contender = spec.contenders.get(name)
+        tuned = CLASS_NOUN if contender is None else contender.model_dump_json(exclude={"label", "sampling"})
+        tasks.setdefault(tuned, {}).setdefault(place, []).append(name)
+    return [(names, place) for group in tasks.values() for place, names in group.items()]
 
 
 def partner(spec: Benchmark, sitters: Sequence[Sitter], place: int) -> Sitter | None:
@@ -268,16 +290,23 @@ def kept_file(folder: Path, name: str, sitter: Sitter, suffix: str) -> Path:
 
 def kept_values(spec: Benchmark, folder: Path, name: str, sitter: Sitter, other: Sitter | None) -> Values | None:
     """What an earlier run kept, if it was of the same contender, sitter, prompts and scorers."""
-    try:
-        record = json.loads(kept_file(folder, name, sitter, ".json").read_text())
-    except (OSError, ValueError):
-        return None
-    if record.get("digest") != digest_of(spec, name, sitter, other):
-        return None
-    return dict(record["values"])
+    for place in _places(spec, folder):
+        try:
+            record = json.loads(kept_file(place, name, sitter, ".json").read_text())
+        except (OSError, ValueError):
+            continue
+        beside = other is None or record.get("beside") == other.identity
+        if beside and record.get("digest") == digest_of(spec, name, sitter):
+            return dict(record["values"])
+    return None
 
 
-def digest_of(spec: Benchmark, name: str, sitter: Sitter, other: Sitter | None) -> str:
+def _places(spec: Benchmark, folder: Path) -> list[Path]:
+    """The run's own folder, then those of the runs whose drawings count as well."""
+    return [folder, *map(Path, spec.reuse)]
+
+
+def digest_of(spec: Benchmark, name: str, sitter: Sitter) -> str:
     """A hash of all settings that the values of one contender and one sitter depend on, but not of files' contents."""
     contender = spec.contenders.get(name)
     settings = spec.model_dump(mode="json", include={
@@ -288,7 +317,6 @@ def digest_of(spec: Benchmark, name: str, sitter: Sitter, other: Sitter | None) 
         "contender": None if contender is None else contender.model_dump(mode="json", exclude={"label"}),
         "settings": settings,
         "sitter": [sitter.identity, sitter.number, [[p.text, dict(p.asks)] for p in sitter.prompts]],
-        "other": other and other.identity,
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
@@ -409,21 +437,22 @@ def draw_grid(spec: Benchmark, folder: Path, sitters: Sequence[Sitter]) -> Image
     for sitter in sitters[: spec.grid_subjects]:
         for number in sorted({0, len(sitter.prompts) - 1}):
             row = [Image.fromarray(sitter.references[0].image)]
-            row += [_first_copy(folder, name, sitter, number, spec.images_per_prompt) for name in names]
+            row += [_first_copy(spec, folder, name, sitter, number) for name in names]
             rows.append(row)
             captions.append(sitter.prompts[number].about("<concept>"))
     labels = ["input", *(_label(spec, name) for name in names)]
     return labelled_grid(rows, labels, cell=spec.grid_cell, captions=captions)
 
 
-def _first_copy(folder: Path, name: str, sitter: Sitter, number: int, copies: int) -> Image.Image:
-    file = kept_file(folder, name, sitter, ".png")
-    try:
-        with Image.open(file) as sheet:
-            side = sheet.width // copies
-            return sheet.convert("RGB").crop((0, number * side, side, (number + 1) * side))
-    except FileNotFoundError:  # the deadline came first
-        return Image.new("RGB", (8, 8), (225, 225, 225))
+def _first_copy(spec: Benchmark, folder: Path, name: str, sitter: Sitter, number: int) -> Image.Image:
+    for place in _places(spec, folder):
+        try:
+            with Image.open(kept_file(place, name, sitter, ".png")) as sheet:
+                side = sheet.width // spec.images_per_prompt
+                return sheet.convert("RGB").crop((0, number * side, side, (number + 1) * side))
+        except FileNotFoundError:
+            continue
+    return Image.new("RGB", (8, 8), (225, 225, 225))  # the deadline came first
 
 
 def _label(spec: Benchmark, name: str) -> str:
@@ -433,7 +462,8 @@ def _label(spec: Benchmark, name: str) -> str:
 
 def _facts(spec: Benchmark, sitters: Sequence[Sitter], seconds: float) -> dict[str, Any]:
     return {
-        "subjects": len(sitters),
+        "subjects": len(sitters[: spec.limit]),
+        **({"judged among": len(sitters)} if spec.limit is not None else {}),
         "prompts a subject": len(sitters[0].prompts),
         "pictures a prompt": spec.images_per_prompt,
         "sampling steps": spec.sampling.steps,

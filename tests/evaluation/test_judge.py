@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from imprint.config.jobs.benchmark import Benchmark
+from imprint.config.methods import SampleSpec
 from imprint.errors import ConfigError
 from imprint.evaluation.attributes import AttributeReader
 from imprint.evaluation.cost import measured
@@ -136,6 +137,19 @@ def test_a_contender_is_tuned_drawn_and_measured(tiny_sd15: Path) -> None:
     assert found.images.shape == (2, 2, 16, 16, 3)
     assert found.cost["steps"] == 3 and found.cost["seconds"] > 0 and found.cost["kilobytes"] > 0
     assert found.class_images is not None and found.class_images.shape == (2, 16, 16, 3)
+    again = Studio(spec.contenders["lora"], spec)
+    again.portray(sitter(1))
+    began = again._last
+    fewer = spec.contenders["lora"].model_copy(update={"sampling": SampleSpec(steps=1), "label": "one step"})
+    assert again.tunes_alike(fewer) and not again.tunes_alike(spec.contenders["word"]) and not again.tunes_alike(None)
+    again.sample_as(fewer)
+    other = again.portray(sitter(1))
+    assert again._last is began  # what was learned is drawn from, and not learned anew
+    assert other.cost["seconds"] == began[2]["seconds"] and not np.array_equal(other.images, found.images)
+    again.sample_as(spec.contenders["lora"])
+    np.testing.assert_array_equal(again.portray(sitter(1)).images, found.images)
+    again.portray(sitter(2))
+    assert again._last is not began
     word = Studio(spec.contenders["word"], spec, class_pictures=2).portray(sitter(1))
     assert word.cost["steps"] == 0 and word.class_images is None  # a word changes no other picture of the model
     nobody = Studio(None, spec).portray(sitter(1))

@@ -15,7 +15,7 @@ from imprint.evaluation.judge import Gallery
 from imprint.evaluation.protocols import Prompt
 from imprint.evaluation.sitters import Sitter
 from imprint.evaluation.subjects import Picture
-from imprint.jobs.benchmark import compare, digest_of, draw_grid, kept_file, kept_values, notes, partner
+from imprint.jobs.benchmark import compare, digest_of, draw_grid, kept_file, kept_values, notes, partner, together
 from imprint.jobs.search import compare as compare_trials
 from imprint.jobs.search import score_of
 
@@ -78,7 +78,7 @@ def test_only_what_was_drawn_under_the_same_settings_is_taken_over(tmp_path: Pat
     def keep(chosen: Benchmark) -> None:
         file = kept_file(tmp_path, "one", SITTERS[0], ".json")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"digest": digest_of(chosen, "one", SITTERS[0], None), "values": values(0.2)}))
+        file.write_text(json.dumps({"digest": digest_of(chosen, "one", SITTERS[0]), "values": values(0.2)}))
 
     def taken(chosen: Benchmark, one: Sitter = SITTERS[0], other: Sitter | None = None) -> bool:
         return kept_values(chosen, tmp_path, "one", one, other) is not None
@@ -90,8 +90,36 @@ def test_only_what_was_drawn_under_the_same_settings_is_taken_over(tmp_path: Pat
     assert not taken(spec(contenders={"one": {"tuning": {"method": "lora", "steps": 8}}}))
     assert not taken(spec(seed=1)) and not taken(spec(sampling={"steps": 3})) and not taken(spec(), other=SITTERS[1])
     assert not taken(spec(), dataclasses.replace(SITTERS[0], prompts=PROMPTS[:2]))
+    assert taken(spec(limit=1))
     kept_file(tmp_path, "one", SITTERS[0], ".json").write_text("{")
     assert not taken(spec())
+
+
+def test_what_another_run_keeps_is_taken_over_where_it_is_equal(tmp_path: Path) -> None:
+    earlier, folder = tmp_path / "earlier", tmp_path / "run"
+    file = kept_file(earlier, "one", SITTERS[0], ".json")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"digest": digest_of(spec(), "one", SITTERS[0]), "values": values(0.2)}))
+    Image.fromarray(np.full((3 * 8, 2 * 8, 3), (255, 0, 0), np.uint8)).save(file.with_suffix(".png"))
+    both = spec(reuse=[str(earlier)], limit=2, grid_subjects=1, grid_cell=20)
+    found = kept_values(both, folder, "one", SITTERS[0], None)
+    assert found is not None and found["identity"] == values(0.2)["identity"]
+    assert kept_values(both, folder, "one", SITTERS[1], None) is None
+    assert kept_values(spec(reuse=[str(earlier)], seed=1), folder, "one", SITTERS[0], None) is None
+    assert (np.asarray(draw_grid(both, folder, SITTERS)) == (255, 0, 0)).all(2).sum() == 2 * 400
+
+
+def test_contenders_that_differ_in_sampling_are_tuned_together() -> None:
+    one = {"tuning": {"method": "lora", "steps": 7}}
+    chosen = spec(contenders={
+        "one": one, "another": {"tuning": {"method": "lora", "steps": 8}},
+        "fewer": {**one, "label": "fewer steps", "sampling": {"steps": 3}},
+    })  # fmt: skip
+    missing = [(name, place) for name in ("one", "another", "fewer", "class_noun") for place in (0, 1)]
+    assert together(chosen, missing[1:]) == [
+        (["one", "fewer"], 1), (["fewer"], 0), (["another"], 0), (["another"], 1),
+        (["class_noun"], 0), (["class_noun"], 1),
+    ]  # fmt: skip
 
 
 def test_pairs_are_neighbours() -> None:

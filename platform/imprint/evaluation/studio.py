@@ -46,11 +46,23 @@ class Studio:
         self.contender, self.spec, self.class_pictures = contender, spec, class_pictures
         self.backbone = Backbone.load((contender and contender.backbone) or spec.backbone, device=device)
         self.sampling: SampleSpec = (contender and contender.sampling) or spec.sampling
+        self._last: tuple[int, Learned, dict[str, float]] | None = None
         self.pretrained: Any = self.backbone
         if contender is not None and contender.encoder is not None:
             clip = ClipFeatures.load(contender.clip, device=device) if contender.clip else None
             method = METHODS[contender.tuning.method]
             self.pretrained = method.load_encoder(contender.encoder, self.backbone, clip=clip)
+
+    def tunes_alike(self, contender: Contender | None) -> bool:
+        """Whether another contender differs in label and sampling alone."""
+        if self.contender is None or contender is None:
+            return self.contender is contender
+        apart = {"label": None, "sampling": None}
+        return self.contender.model_copy(update=apart) == contender.model_copy(update=apart)
+
+    def sample_as(self, contender: Contender | None) -> None:
+        """Draw from now on as a contender that tunes alike."""
+        self.sampling = (contender and contender.sampling) or self.spec.sampling
 
     def portray(self, sitter: Sitter) -> Portrait:
         """Tune, and draw all prompts.
@@ -106,7 +118,11 @@ class Studio:
         return self.sampling.model_copy(update={"fusion": None})
 
     def _tune(self, sitter: Sitter) -> tuple[Learned, dict[str, float]]:
+        """What was learned and what it cost; of the last sitter it is still known."""
         assert self.contender is not None
+        if self._last is not None and self._last[0] == sitter.number:
+            return self._last[1:]
+        self._last = None
         each = [as_tensors(picture) for picture in sitter.references]
         images, masks = (torch.cat(tensors) for tensors in zip(*each, strict=True))
         contexts = [picture.context for picture in sitter.references]
@@ -124,7 +140,10 @@ class Studio:
                 callback=count,
             )  # fmt: skip
         found = {"seconds": cost.seconds, "steps": float(steps), "kilobytes": _bytes(learned.tensors) / 1000}
-        return learned, found if cost.memory_mib is None else found | {"memory_mib": cost.memory_mib}
+        if cost.memory_mib is not None:
+            found["memory_mib"] = cost.memory_mib
+        self._last = sitter.number, learned, found
+        return learned, found
 
     def _draw(
         self, sitter: Sitter, prompts: list[str], draw: Callable[[list[str], list[int]], Tensor]

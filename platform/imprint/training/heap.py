@@ -19,5 +19,4 @@ def keep_freed_memory() -> bool:
         change = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-  
     return bool(change(_MMAP_THRESHOLD, 31 << 20)) and bool(change(_TRIM_THRESHOLD, 2**31 - 1))

@@ -150,6 +150,12 @@ class Benchmark(Sitting):
     deadline_s: float | None = Field(
         None, gt=0, description="begin nothing new after so long, and report what there is; submit again for the rest"
     )
+    limit: int | None = Field(
+        None, gt=0, description="draw only the first so many of the subjects; likeness is still judged among all"
+    )
+    reuse: tuple[str, ...] = Field(
+        (), description="folders of other runs: what they keep of an equal contender and subject is not drawn anew"
+    )
     against: str | None = Field(None, description="whom all others are compared with; by default everyone")
     grid_subjects: int = Field(4, gt=0, description="rows of the grid")
     grid_cell: int = Field(96, gt=0, description="px of each picture in the grid")

@@ -69,7 +69,7 @@ class TorchEngine:
         return norm.detach()
 
     def _sum_over_ranks(self) -> None:
-        """One collective for all gradients of a dtype; a parameter unused on one rank counts as a zero gradient there."""
+        """One collective for all gradients of a dtype; a parameter unused on one rank counts as a zero there."""
         for flat, views in self.buffers:
             for p, view in views:
                 if p.grad is not view:  # somebody else cleared the gradients before this step
@@ -161,7 +161,9 @@ def _gradient_buffers(parameters: Iterable[nn.Parameter]) -> list[tuple[Tensor, 
         flat = alike[0].new_zeros(sum(p.numel() for p in alike))
         parts = flat.split([p.numel() for p in alike])
         # A gradient in another layout than its parameter's would be copied again by AdamW.
-        views = [part.as_strided(p.shape, p.stride(), part.storage_offset()) for p, part in zip(alike, parts, strict=True)]
+        views = [
+            part.as_strided(p.shape, p.stride(), part.storage_offset()) for p, part in zip(alike, parts, strict=True)
+        ]
         buffers.append((flat, list(zip(alike, views, strict=True))))
     return buffers
 
