@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _PREPARE = ("kube.head_cpus=4", "kube.priority=imprint-batch")
 CPU: dict[str, tuple[str, ...]] = {
     "ablations": ("kube.priority=imprint-batch",),
+    "ablations_pretraining": ("kube.priority=imprint-batch",),
     "benchmark": ("kube.priority=imprint-batch",),
     "continue_backbone": (),
     "dreambench": ("kube.priority=imprint-batch",),
@@ -38,6 +39,7 @@ _TRAIN = ("cluster.gpus_per_worker=1", "cluster.cpus_per_worker=4", "kube.cpus=1
 _ACTORS = ("cluster.gpus_per_actor=1", "kube.cpus=8", "kube.memory=48Gi", "kube.priority=imprint-batch")
 GPU: dict[str, tuple[str, ...]] = {
     "ablations": _ACTORS,
+    "ablations_pretraining": _ACTORS,
     "benchmark": _ACTORS,
     "dreambench": _ACTORS,
     "dreambooth": _TRAIN,

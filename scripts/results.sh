@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The reports that docs/results.md is to be written from, by one command: trains what the encoder methods and their
-# papers' ablations pretrain, where a run of that name is not there yet, then draws and scores every method, baseline
-# and ablation over SUBJECTS held-out people (100). What is finished is not done again. On two CPU cores this takes
-# hours, most of them for pretraining.
+# The reports that docs/results.md is written from, by one command: trains what the encoder methods and their papers'
+# ablations pretrain, where a run of that name is not finished, then draws and scores every method, baseline and ablation.
+# What is finished is not done again. On two CPU cores this takes hours.
+#   SUBJECTS=100  held-out people that every method and baseline is drawn of; likeness is judged among 100 always
+#   ABLATED=100   of those, how many the ablations are drawn of
+#   STEPS=1000    of each pretraining here, the whole methods' among them, so that ablations are compared with their equals
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$(cd "${VENV:-.venv}/bin" && pwd):$PATH"
@@ -12,6 +14,8 @@ unset RAY_ADDRESS
 export IMPRINT_ROOT="$PWD"
 
 subjects="${SUBJECTS:-100}"
+ablated="${ABLATED:-$subjects}"
+steps="${STEPS:-1000}"
 
 run() {
     printf '\n== imprint run'
@@ -23,25 +27,29 @@ run() {
 pretrain() { # NAME JOB [KEY=VALUE...]: a run of its own, unless it is finished
     local name="$1"
     shift
-    [[ -d "runs/$name/encoder" || -d "runs/$name/network" ]] || run "$@" "name=$name" grid=null
+    [[ -d "runs/$name/encoder" || -d "runs/$name/network" ]] || run "$@" "name=$name" "training.steps=$steps" grid=null
 }
 
 [[ -f data/faces-64/manifest.json ]] || run jobs/prepare_faces.yaml 'sizes=[64]'
 [[ -f data/objects-64/manifest.json ]] || run jobs/prepare_objects.yaml 'sizes=[64]'
 
+pretrain taming-faces jobs/finetune_joint.yaml
+run jobs/benchmark.yaml "limit=$subjects"
+run jobs/ablations.yaml "limit=$ablated"
+
+pretrain e4t-whole jobs/pretrain_encoder.yaml
 pretrain e4t-without-refinement jobs/pretrain_encoder.yaml method.encoder.refinement=false
 pretrain e4t-without-regularization jobs/pretrain_encoder.yaml method.regularization=0
 pretrain e4t-without-offsets jobs/pretrain_encoder.yaml method.offsets.enabled=false
+pretrain domain-agnostic-whole jobs/pretrain_domain_agnostic.yaml
 pretrain domain-agnostic-without-contrastive jobs/pretrain_domain_agnostic.yaml method.contrastive.enabled=false
 pretrain domain-agnostic-without-dual-path jobs/pretrain_domain_agnostic.yaml method.dual_path.enabled=false
 pretrain domain-agnostic-without-hypernetwork jobs/pretrain_domain_agnostic.yaml method.hypernetwork.enabled=false
-pretrain taming-faces jobs/finetune_joint.yaml
 pretrain taming-without-cross-reference jobs/finetune_joint.yaml triplets.cross_reference=0
 pretrain taming-without-dropping jobs/finetune_joint.yaml method.dropping.general=false
 pretrain taming-attentions-alone jobs/finetune_joint.yaml method.whole_network=false
+run jobs/ablations_pretraining.yaml "limit=$ablated"
 
-run jobs/benchmark.yaml "subjects=$subjects"
-run jobs/ablations.yaml "subjects=$subjects"
-imprint compare runs/benchmark-faces runs/ablations-faces --out runs/results.html
+imprint compare runs/benchmark-faces runs/ablations-faces runs/ablations-pretraining --out runs/results.html
 echo
-echo "the reports: $PWD/runs/benchmark-faces/report.html $PWD/runs/ablations-faces/report.html $PWD/runs/results.html"
+echo "the reports: report.html in $PWD/runs/{benchmark-faces,ablations-faces,ablations-pretraining}, and $PWD/runs/results.html"

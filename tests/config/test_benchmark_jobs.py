@@ -39,11 +39,16 @@ def test_the_benchmark_has_every_method() -> None:
 
 def test_methods_are_asked_the_same_in_both() -> None:
     """The whole methods of the ablations are the benchmark's own, so that one run can stand for the other."""
-    first, second = benchmark("benchmark"), benchmark("ablations")
-    for name in ("e4t", "domain-agnostic", "profusion", "taming", "dreambooth"):
-        assert first.contenders[name].tuning == second.contenders[name].tuning, name
-    same = ("seed", "source", "subjects", "protocol", "images_per_prompt", "sampling", "attributes", "calibration")
-    assert all(getattr(first, key) == getattr(second, key) for key in same)
+    first, second, third = benchmark("benchmark"), benchmark("ablations"), benchmark("ablations_pretraining")
+    for name in ("e4t", "e4t-untuned", "domain-agnostic", "profusion", "dreambooth"):
+        one, other = first.contenders[name], second.contenders[name]
+        assert (one.tuning, one.encoder, one.sampling) == (other.tuning, other.encoder, other.sampling), name
+    for name, whole in (("e4t", "e4t-whole"), ("domain-agnostic", "domain-agnostic-whole"), ("taming", "taming")):
+        assert first.contenders[name].tuning == third.contenders[whole].tuning, name
+    same = ("seed", "source", "subjects", "protocol", "images_per_prompt", "sampling", "attributes", "calibration",
+            "class_pictures")  # fmt: skip
+    assert all(getattr(first, key) == getattr(other, key) for key in same for other in (second, third))
+    assert second.reuse == third.reuse == ("runs/benchmark-faces",)
 
 
 def test_every_ablation_of_tuning_and_sampling_is_drawn() -> None:
@@ -62,15 +67,17 @@ def test_every_ablation_of_tuning_and_sampling_is_drawn() -> None:
 
 
 def test_every_ablation_of_pretraining_is_trained_and_drawn() -> None:
-    """`scripts/results.sh` trains what `jobs/ablations.yaml` names, with the table's keys."""
+    """`scripts/results.sh` trains what the jobs name, with the table's keys."""
     script = (ROOT / "scripts" / "results.sh").read_text()
-    named = {one.encoder for one in benchmark("ablations").contenders.values() if one.encoder}
+    named = {one.encoder for one in benchmark("ablations_pretraining").contenders.values() if one.encoder}
+    trained = {f"runs/{line.split()[1]}": line for line in script.splitlines() if line.startswith("pretrain ")}
+    assert named == set(trained)
     for _, _, place, key in table():
         if place.startswith("jobs/"):
-            (line,) = [line for line in script.splitlines() if line.startswith("pretrain ") and line.endswith(key)]
-            _, run, job, _ = line.split()
-            assert job == place and f"runs/{run}" in named
-    trained = {f"runs/{line.split()[1]}" for line in script.splitlines() if line.startswith("pretrain ")}
-    shipped = {f"imprint-tiny-{name}" for name in ("e4t-faces", "domain-agnostic", "profusion-faces")}
-    assert named - trained == shipped
+            (line,) = [line for line in trained.values() if line.endswith(key)]
+            assert line.split()[2] == place
+    others = [one.encoder for name in ("benchmark", "ablations") for one in benchmark(name).contenders.values()]
+    shipped = {name for name in others if name is not None and not name.startswith("runs/")}
+    assert {name for name in others if name is not None} - shipped <= set(trained)
+    assert shipped == {f"imprint-tiny-{name}" for name in ("e4t-faces", "domain-agnostic", "profusion-faces")}
     assert all((embedded_path(name) / "encoder.json").is_file() for name in shipped)
