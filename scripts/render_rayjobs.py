@@ -15,6 +15,7 @@ _PREPARE = ("kube.head_cpus=4", "kube.priority=imprint-batch")
 CPU: dict[str, tuple[str, ...]] = {
     "ablations": ("kube.priority=imprint-batch",),
     "ablations_pretraining": ("kube.priority=imprint-batch",),
+    "steps": ("kube.priority=imprint-batch",),
     "benchmark": ("kube.priority=imprint-batch",),
     "continue_backbone": (),
     "dreambench": ("kube.priority=imprint-batch",),
@@ -40,6 +41,7 @@ _ACTORS = ("cluster.gpus_per_actor=1", "kube.cpus=8", "kube.memory=48Gi", "kube.
 GPU: dict[str, tuple[str, ...]] = {
     "ablations": _ACTORS,
     "ablations_pretraining": _ACTORS,
+    "steps": _ACTORS,
     "benchmark": _ACTORS,
     "dreambench": _ACTORS,
     "dreambooth": _TRAIN,

@@ -36,6 +36,7 @@ pretrain() { # NAME JOB [KEY=VALUE...]: a run of its own, unless it is finished
 pretrain taming-faces jobs/finetune_joint.yaml
 run jobs/benchmark.yaml "limit=$subjects"
 run jobs/ablations.yaml "limit=$ablated"
+run jobs/steps.yaml "limit=$ablated"
 
 pretrain e4t-whole jobs/pretrain_encoder.yaml
 pretrain e4t-without-refinement jobs/pretrain_encoder.yaml method.encoder.refinement=false
@@ -50,6 +51,7 @@ pretrain taming-without-dropping jobs/finetune_joint.yaml method.dropping.genera
 pretrain taming-attentions-alone jobs/finetune_joint.yaml method.whole_network=false
 run jobs/ablations_pretraining.yaml "limit=$ablated"
 
-imprint compare runs/benchmark-faces runs/ablations-faces runs/ablations-pretraining --out runs/results.html
+reports=(runs/benchmark-faces runs/ablations-faces runs/steps-faces runs/ablations-pretraining)
+imprint compare "${reports[@]}" --out runs/results.html
 echo
-echo "the reports: report.html in $PWD/runs/{benchmark-faces,ablations-faces,ablations-pretraining}, and $PWD/runs/results.html"
+echo "the reports, in $PWD: ${reports[*]/%//report.html} runs/results.html"

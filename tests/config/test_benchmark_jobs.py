@@ -45,10 +45,14 @@ def test_methods_are_asked_the_same_in_both() -> None:
         assert (one.tuning, one.encoder, one.sampling) == (other.tuning, other.encoder, other.sampling), name
     for name, whole in (("e4t", "e4t-whole"), ("domain-agnostic", "domain-agnostic-whole"), ("taming", "taming")):
         assert first.contenders[name].tuning == third.contenders[whole].tuning, name
+    steps = benchmark("steps")
+    assert {name: steps.contenders[name] for name in ("e4t", "dreambooth")} == {
+        name: first.contenders[name] for name in ("e4t", "dreambooth")
+    }
     same = ("seed", "source", "subjects", "protocol", "images_per_prompt", "sampling", "attributes", "calibration",
             "class_pictures")  # fmt: skip
-    assert all(getattr(first, key) == getattr(other, key) for key in same for other in (second, third))
-    assert second.reuse == third.reuse == ("runs/benchmark-faces",)
+    assert all(getattr(first, key) == getattr(other, key) for key in same for other in (second, third, steps))
+    assert second.reuse == third.reuse == steps.reuse == ("runs/benchmark-faces",)
 
 
 def test_every_ablation_of_tuning_and_sampling_is_drawn() -> None:
