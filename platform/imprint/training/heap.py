@@ -1,4 +1,4 @@
-"""The C library's heap, for training on processors."""
+"""The C library's heap, on processors."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(change(_MMAP_THRESHOLD, 31 << 20)) and bool(change(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed_memory() -> None:
+    """Have glibc give what is freed back to the system once, so that what is held now can be measured."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
