@@ -160,11 +160,12 @@ def _gradient_buffers(parameters: Iterable[nn.Parameter]) -> list[tuple[Tensor, 
     for alike in by_dtype.values():
         flat = alike[0].new_zeros(sum(p.numel() for p in alike))
         parts = flat.split([p.numel() for p in alike])
-        # A gradient in another layout than its parameter's would be copied again by AdamW.
-        views = [
-            part.as_strided(p.shape, p.stride(), part.storage_offset()) for p, part in zip(alike, parts, strict=True)
-        ]
-        buffers.append((flat, list(zip(alike, views, strict=True))))
+        views = []
+        for p, part in zip(alike, parts, strict=True):
+            # The parameter's own layout (channels_last, say): another one would be copied again by AdamW.
+            strides = torch.empty_like(p, device="meta").stride()
+            views.append((p, part.as_strided(p.shape, strides, part.storage_offset())))
+        buffers.append((flat, views))
     return buffers
 
 
