@@ -14,6 +14,8 @@ from imprint.errors import CheckpointError
 from imprint.training.batches import Batch
 from imprint.training.objective import Objective, StepOutput
 
+_Buffers = list[tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]]
+
 
 class TorchEngine:
     """One process, or several under torch.distributed (gradients are all-reduced once a step)."""
@@ -34,7 +36,7 @@ class TorchEngine:
             groups = [{**group, "params": [by_id[id(p)] for p in group["params"]]} for group in groups]
             for p in self.named.values():
                 p.data = p.data.to(torch.bfloat16)
-        self.buffers = _gradient_buffers(self.named.values()) if self.world_size > 1 else []
+        self.buffers: _Buffers = []  # from the first step on, where there are several ranks
         self.optimizer = torch.optim.AdamW(
             groups, lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay, fused=True,
@@ -70,9 +72,10 @@ class TorchEngine:
 
     def _sum_over_ranks(self) -> None:
         """One collective for all gradients of a dtype; a parameter unused on one rank counts as a zero there."""
+        self.buffers = self.buffers or _gradient_buffers(self.named.values())
         for flat, views in self.buffers:
             for p, view in views:
-                if p.grad is not view:  # somebody else cleared the gradients before this step
+                if p.grad is not view:  # the first step, or somebody else cleared the gradients
                     view.zero_() if p.grad is None else view.copy_(p.grad)
                     p.grad = view
             dist.all_reduce(flat)
@@ -147,7 +150,7 @@ class TorchEngine:
         return values
 
 
-def _gradient_buffers(parameters: Iterable[nn.Parameter]) -> list[tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]]:
+def _gradient_buffers(parameters: Iterable[nn.Parameter]) -> _Buffers:
     """For each dtype one buffer, and each parameter's part of it, which backward writes its gradient into.
 
     So gradients are summed over ranks where they lie: copying those of `imprint-tiny` together and back took half as
