@@ -273,7 +273,7 @@ def together(spec: Benchmark, missing: Sequence[tuple[str, int]]) -> list[tuple[
     tasks: dict[str, dict[int, list[str]]] = {}
     for name, place in missing:
         contender = spec.contenders.get(name)
-        tuned = CLASS_NOUN if contender is None else contender.model_dump_json(exclude={"label", "sampling"})
+        tuned = CLASS_NOUN if contender is None else contender.tuned_as()
         tasks.setdefault(tuned, {}).setdefault(place, []).append(name)
     return [(names, place) for group in tasks.values() for place, names in group.items()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import socket
 import subprocess
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from imprint.config.training import EngineSpec, OptimizerSpec
 from imprint.objective import Batch, Objective, StepOutput
 from imprint.training.engines.torch import TorchEngine
-from imprint.training.heap import keep_freed_memory
 
 STEPS, PASSES, RANKS = 3, 2, 2
 OPTIMIZER = OptimizerSpec(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.1)
@@ -137,7 +137,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_a_step_finds_the_memory_of_the_last_one() -> None:
     # Where the C library gives large blocks back is its own guess, so it is told to at first.
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}

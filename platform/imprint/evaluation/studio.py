@@ -54,11 +54,8 @@ class Studio:
             self.pretrained = method.load_encoder(contender.encoder, self.backbone, clip=clip)
 
     def tunes_alike(self, contender: Contender | None) -> bool:
-        """Whether another contender differs in label and sampling alone."""
-        if self.contender is None or contender is None:
-            return self.contender is contender
-        apart = {"label": None, "sampling": None}
-        return self.contender.model_copy(update=apart) == contender.model_copy(update=apart)
+        """Whether what another contender learns is the same."""
+        return (self.contender and self.contender.tuned_as()) == (contender and contender.tuned_as())
 
     def sample_as(self, contender: Contender | None) -> None:
         """Draw from now on as a contender that tunes alike."""

@@ -31,6 +31,10 @@ class Contender(Section):
     tuning: TuneSpec = Field(E4TTuneSpec(), description="the method's own keys")
     sampling: SampleSpec | None = Field(None, description="by default the job's")
 
+    def tuned_as(self) -> str:
+        """Equal for contenders that differ in label and sampling alone."""
+        return self.model_dump_json(exclude={"label", "sampling"})
+
     @model_validator(mode="after")
     def _encoder_fits_the_method(self) -> Self:
         method = self.tuning.method
