@@ -22,8 +22,8 @@ from ray.util import ActorPool
 from rich.console import Console
 
 from imprint.config.jobs.benchmark import CLASS_NOUN, Benchmark, Contender, ShardSubjects, Sitting
-from imprint.config.paths import path_or_name, resolve_path
-from imprint.errors import TrainingError
+from imprint.config.paths import path_or_name, resolve_path, shipped_folder
+from imprint.errors import DataError, TrainingError
 from imprint.evaluation.attributes import EMBEDDED, AttributeReader
 from imprint.evaluation.comparison import Comparison, Entry
 from imprint.evaluation.grid import labelled_grid, save_png
@@ -35,6 +35,7 @@ from imprint.evaluation.records import FILE, tracking_links, write_comparison, w
 from imprint.evaluation.sitters import Sitter, sitters_of_folder, sitters_of_shards
 from imprint.evaluation.statistics import area_under_curve
 from imprint.evaluation.subjects import Picture, showing, somebody_else
+from imprint.folders import contents_sha256
 from imprint.jobs.evaluate import _Counter, _next, _pictures, _start_folder
 from imprint.jobs.ray_fit import connect
 from imprint.tracking.run import TrackedRun
@@ -47,6 +48,9 @@ _COSTS_OF_ALL = ("seconds", "steps", "kilobytes", "memory_mib", "draw_seconds", 
 Values = dict[str, list[float]]
 """Of one contender and one sitter: for each metric a value a prompt, or one value of all of them."""
 
+Drawn = tuple[str, int, Values | str]
+"""A contender's name, a sitter's place, and the values, or what tuning failed of."""
+
 
 def run(spec: Benchmark, *, job_file: Path | None, source: str) -> None:
     """Tune, draw, score, and write `report.html`, `report.md`, `results.json` and `grid.png` into the run's folder.
@@ -55,28 +59,33 @@ def run(spec: Benchmark, *, job_file: Path | None, source: str) -> None:
         DataError, ShardError: pictures are missing, or hold too few subjects.
         CheckpointError, BackboneError: an encoder, a backbone or a scorer cannot be loaded.
         StorageError: the run's folder may not be written.
+        TrainingError: some tuning failed, or nothing was drawn; the report is of all the others.
     """
     spec = with_absolute_paths(spec)
     folder = Path(spec.runs) / spec.name
     began = time.perf_counter()
     find_network(spec.scorer)
     sitters = collect_sitters(spec)
-    judge = make_judge(spec)
+    judge = make_judge(spec, sitters)
     gallery = judge.gallery(sitters)
     _start_folder(folder, source)
     connect()
-    values = draw_all(spec, folder, sitters, judge, gallery)
+    values, failures = draw_all(spec, folder, sitters, judge, gallery)
     if not any(values.values()):
+        if failures:
+            raise TrainingError(f"{spec.name}: nothing could be drawn: {failures[0]}")
         raise TrainingError(f"{spec.name}: deadline_s={spec.deadline_s} passed before anything was drawn; give it more")
     tracked = _open_tracking(spec, folder, source)
     comparison = compare(spec, folder, sitters, values, gallery)
     facts = _facts(spec, sitters, time.perf_counter() - began)
     write_comparison(folder / FILE, comparison, facts)
     grid = save_png(draw_grid(spec, folder, sitters), folder / "grid.png")
-    page = Page(
-        f"Benchmark {spec.name}", comparison, spec.against, {"The first subjects": grid}, facts,
-        notes(spec, sitters, judge, gallery),
-    )  # fmt: skip
+    against = spec.against if spec.against in {entry.name for entry in comparison.entries} else None
+    said = notes(spec, sitters, judge, gallery)
+    if against != spec.against:
+        said.append(f"{spec.against} has drawn nothing yet, so it is not what others are compared with.")
+    said += [f"Not drawn: {failure}" for failure in failures]
+    page = Page(f"Benchmark {spec.name}", comparison, against, {"The first subjects": grid}, facts, said)
     file = page.write(folder, "report")
     if tracked is not None:
         tracked.log_metrics(0, _single_numbers(comparison))
@@ -86,6 +95,11 @@ def run(spec: Benchmark, *, job_file: Path | None, source: str) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(page.markdown(), markup=False)
     console.print(f"[green]ok[/]: the report is {file}\nthe grid of pictures is {grid}")
+    if failures:
+        raise TrainingError(
+            f"{spec.name}: {len(failures)} of {sum(map(len, values.values())) + len(failures)} were not drawn, and the "
+            f"report is of the others; submit again to try them once more. The first: {failures[0]}"
+        )
 
 
 def with_absolute_paths(spec: Any) -> Any:
@@ -132,12 +146,12 @@ def collect_sitters(spec: Sitting, *, skip: int = 0) -> list[Sitter]:
     return sitters_of_shards(pictures, spec, skip=skip)
 
 
-def make_judge(spec: Sitting) -> Judge:
-    """The networks of a job, calibrated.
+def make_judge(spec: Sitting, sitters: Sequence[Sitter] = ()) -> Judge:
+    """The networks of a job, calibrated by pictures of nobody who sits.
 
     Raises:
         BackboneError: one cannot be loaded.
-        DataError, ShardError: the pictures of the calibration cannot be read.
+        DataError, ShardError: the pictures of the calibration cannot be read, or are of a sitter.
     """
     calibration: list[tuple[str, Picture]] = []
     if spec.calibration:
@@ -145,6 +159,12 @@ def make_judge(spec: Sitting) -> Judge:
             calibration.append(pair)
             if len(calibration) == spec.calibration_pictures:
                 break
+    both = sorted({identity for identity, _ in calibration} & {sitter.identity for sitter in sitters})
+    if both:
+        raise DataError(
+            f"calibration: it has pictures of {len(both)} of the subjects themselves, such as {both[0]}, which would "
+            "flatter the identity score; give it other shards, or another calibration_split"
+        )
     reader = AttributeReader.load(spec.attributes) if spec.attributes else None
     return Judge.calibrated(load_network(spec.scorer), reader, calibration, spec.metrics)
 
@@ -175,21 +195,25 @@ class Actor:
 
     def portray(
         self, names: Sequence[str], sitter: Sitter, place: int, folder: str, other: Sitter | None
-    ) -> list[tuple[str, int, Values]]:
+    ) -> list[Drawn]:
         """Tune, draw and score one sitter, with the `other` in one picture where there is one; keep what came of it.
 
-        Contenders of several `names` differ in how they are sampled alone, and are tuned once.
+        Contenders of several `names` differ in how they are sampled alone, and are tuned once. Where tuning fails, so
+        that a loss is not finite, that is given back in place of values.
         """
         from imprint.evaluation.studio import Studio
 
-        found = []
+        found: list[Drawn] = []
         for name in names:
             contender = self.spec.contenders.get(name)
             if self.studio is None or not self.studio.tunes_alike(contender):
                 self.studio = None  # two models need not fit side by side
                 self.studio = Studio(contender, self.spec, device=self.device, class_pictures=self.spec.class_pictures)
             self.studio.sample_as(contender)
-            found.append((name, place, self._portray(name, sitter, place, Path(folder), other)))
+            try:
+                found.append((name, place, self._portray(name, sitter, place, Path(folder), other)))
+            except TrainingError as error:
+                found.append((name, place, f"{name} of {sitter.identity}: {error}"))
         return found
 
     def _portray(self, name: str, sitter: Sitter, place: int, folder: Path, other: Sitter | None) -> Values:
@@ -218,15 +242,16 @@ class Actor:
 
 def draw_all(
     spec: Benchmark, folder: Path, sitters: Sequence[Sitter], judge: Judge, gallery: Gallery
-) -> dict[str, dict[int, Values]]:
-    """The values of every contender by the place of a sitter; what an earlier run of the job kept is not done again.
+) -> tuple[dict[str, dict[int, Values]], list[str]]:
+    """The values of every contender by the place of a sitter, and what failed; what an earlier run of the job kept is
+    not done again.
 
     Raises:
         ImprintError: the one that an actor raised.
     """
     names = [*spec.contenders, *([CLASS_NOUN] if spec.class_noun else [])]
     found: dict[str, dict[int, Values]] = {name: {} for name in names}
-    missing = []
+    missing, failures = [], []
     for name in names:
         for place, sitter in enumerate(sitters[: spec.limit]):
             kept = kept_values(spec, folder, name, sitter, partner(spec, sitters, place))
@@ -237,20 +262,27 @@ def draw_all(
     if missing:
         log.info("%d of %d are to be drawn", len(missing), len(names) * len(sitters[: spec.limit]))
         share = spec.cluster
-        actor = Actor.options(num_cpus=share.cpus_per_actor, num_gpus=share.gpus_per_actor)
+        # An actor that the system killed, for memory it may be, begins anew with the task that it had.
+        actor = Actor.options(
+            num_cpus=share.cpus_per_actor, num_gpus=share.gpus_per_actor, max_restarts=2, max_task_retries=2
+        )
         shown = ray.put(gallery)
         pool = ActorPool([actor.remote(spec, judge.whitening, shown) for _ in range(min(share.actors, len(missing)))])
         with _Counter(len(missing)) as counter:
             for drawn in _portrayed(pool, missing, spec, sitters, str(folder)):
                 for name, place, values in drawn:
-                    found[name][place] = values
+                    if isinstance(values, str):
+                        log.warning("not drawn: %s", values)
+                        failures.append(values)
+                    else:
+                        found[name][place] = values
                     counter.advance()
-    return found
+    return found, failures
 
 
 def _portrayed(
     pool: ActorPool, missing: Sequence[tuple[str, int]], spec: Benchmark, sitters: Sequence[Sitter], folder: str
-) -> Iterator[list[tuple[str, int, Values]]]:
+) -> Iterator[list[Drawn]]:
     """Task by task; nothing is begun after the deadline."""
     began = time.perf_counter()
     for names, place in together(spec, missing):
@@ -290,25 +322,33 @@ def kept_file(folder: Path, name: str, sitter: Sitter, suffix: str) -> Path:
 
 def kept_values(spec: Benchmark, folder: Path, name: str, sitter: Sitter, other: Sitter | None) -> Values | None:
     """What an earlier run kept, if it was of the same contender, sitter, prompts and scorers."""
-    for place in _places(spec, folder):
-        try:
-            record = json.loads(kept_file(place, name, sitter, ".json").read_text())
-        except (OSError, ValueError):
-            continue
-        beside = other is None or record.get("beside") == other.identity
-        if beside and record.get("digest") == digest_of(spec, name, sitter):
-            return dict(record["values"])
+    for _, record in _kept(spec, folder, name, sitter):
+        values = dict(record["values"])
+        if other is None:
+            values.pop("pair", None)  # of a run that drew pairs, where this one draws none
+            return values
+        if record.get("beside") == other.identity:
+            return values
     return None
 
 
-def _places(spec: Benchmark, folder: Path) -> list[Path]:
-    """The run's own folder, then those of the runs whose drawings count as well."""
-    return [folder, *map(Path, spec.reuse)]
+def _kept(spec: Benchmark, folder: Path, name: str, sitter: Sitter) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Runs, this one first and then those whose drawings count as well, that keep what would be drawn now."""
+    digest = digest_of(spec, name, sitter)
+    for run in (folder, *map(Path, spec.reuse)):
+        try:
+            record = json.loads(kept_file(run, name, sitter, ".json").read_text())
+        except (OSError, ValueError):
+            continue
+        if record.get("digest") == digest:
+            yield run, record
 
 
 def digest_of(spec: Benchmark, name: str, sitter: Sitter) -> str:
-    """A hash of all settings that the values of one contender and one sitter depend on, but not of files' contents."""
+    """A hash of all that the values of one contender and one sitter depend on: settings, and what weights hold."""
     contender = spec.contenders.get(name)
+    weights = [(contender and contender.backbone) or spec.backbone, spec.attributes, spec.scorer]
+    weights += [] if contender is None else [contender.encoder, contender.clip]
     settings = spec.model_dump(mode="json", include={
         "seed", "backbone", "source", "subjects", "image_size", "images_per_prompt", "sampling", "calibration",
         "calibration_split", "calibration_pictures", "scorer", "attributes", "metrics", "class_pictures",
@@ -316,9 +356,19 @@ def digest_of(spec: Benchmark, name: str, sitter: Sitter) -> str:
     record = {
         "contender": None if contender is None else contender.model_dump(mode="json", exclude={"label"}),
         "settings": settings,
-        "sitter": [sitter.identity, sitter.number, [[p.text, dict(p.asks)] for p in sitter.prompts]],
+        "weights": [None if each is None else weights_sha256(each) for each in weights],
+        "sitter": [sitter.identity, sitter.number, sitter.noun, [[p.text, dict(p.asks)] for p in sitter.prompts]],
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def weights_sha256(name: str) -> str | None:
+    """Of what a path, a run's folder or the name of shipped weights stands for; None where nothing of it lies here."""
+    folder = shipped_folder(name) or Path(name)
+    for place in (folder / "encoder", folder / "network", folder):
+        if place.exists():
+            return contents_sha256(place)
+    return None
 
 
 def _rounded(values: np.ndarray) -> list[float]:
@@ -358,25 +408,39 @@ def entry_of(
     drawn = [sitters[place] for place in sorted(values)]
     for number, sitter in enumerate(drawn):
         each = values[sorted(values)[number]]
+        for metric, mean in means_of(sitter, each).items():
+            _put(scores, metric, number, mean)
         for metric, found in each.items():
-            if metric in _COSTS_OF_ALL:
-                _put(scores, metric, number, found[0])
-                continue
-            by_kind: dict[str, list[float]] = {}
-            for prompt, value in zip(sitter.prompts, found, strict=True):
-                by_kind.setdefault(prompt.kind, []).append(value)
-            asking = [value for kind, group in by_kind.items() if kind != PLAIN or len(by_kind) == 1 for value in group]
-            _put(scores, metric, number, _mean(asking))
-            for kind, group in by_kind.items():
+            groups = {} if metric in _COSTS_OF_ALL else _by_kind(sitter, found)
+            for kind, group in groups.items():
                 _put(kinds.setdefault(kind, {}), metric, number, _mean(group))
-            if metric == "identity" and PLAIN in by_kind and len(by_kind) > 1:
-                _put(scores, "identity_plain", number, _mean(by_kind[PLAIN]))
     count = len(drawn)
     facts = {} if contender is None else {"method": contender.tuning.method, "steps": contender.tuning.steps}
     return Entry(
         name, label, tuple(sitter.identity for sitter in drawn), _as_arrays(scores, count),
         {kind: _as_arrays(each, count) for kind, each in kinds.items()}, facts, run, dict(links),
     )  # fmt: skip
+
+
+def means_of(sitter: Sitter, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of each metric the mean over the prompts that ask for something; the plain prompt's identity stands alone."""
+    means = {}
+    for metric, found in values.items():
+        if metric in _COSTS_OF_ALL:
+            means[metric] = found[0]
+            continue
+        groups = _by_kind(sitter, found)
+        means[metric] = _mean([v for kind, group in groups.items() if kind != PLAIN or len(groups) == 1 for v in group])
+        if metric == "identity" and PLAIN in groups and len(groups) > 1:
+            means["identity_plain"] = _mean(groups[PLAIN])
+    return means
+
+
+def _by_kind(sitter: Sitter, found: Sequence[float]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {}
+    for prompt, value in zip(sitter.prompts, found, strict=True):
+        groups.setdefault(prompt.kind, []).append(value)
+    return groups
 
 
 def _put(scores: dict[str, list[float]], metric: str, number: int, value: float) -> None:
@@ -414,7 +478,8 @@ def notes(spec: Benchmark, sitters: Sequence[Sitter], judge: Judge, gallery: Gal
     if len(same):
         found.append(
             f"Identity of real pictures: {same.mean():.3f} with others of the same subject, {other.mean():.3f} with "
-            f"those of another; the area under the ROC curve is {area_under_curve(same, other):.3f}."
+            f"those of another; the area under the ROC curve, of each subject's mean, is "
+            f"{area_under_curve(same, other):.3f}."
         )
     if judge.reader is not None:
         asked = sorted({name for one in sitters for prompt in one.prompts for name in prompt.asks})
@@ -434,7 +499,7 @@ def draw_grid(spec: Benchmark, folder: Path, sitters: Sequence[Sitter]) -> Image
     """The first sitters: what was learned, then each contender with the plain and the last prompt."""
     names = [*spec.contenders, *([CLASS_NOUN] if spec.class_noun else [])]
     rows, captions = [], []
-    for sitter in sitters[: spec.grid_subjects]:
+    for sitter in sitters[: spec.limit][: spec.grid_subjects]:
         for number in sorted({0, len(sitter.prompts) - 1}):
             row = [Image.fromarray(sitter.references[0].image)]
             row += [_first_copy(spec, folder, name, sitter, number) for name in names]
@@ -445,9 +510,9 @@ def draw_grid(spec: Benchmark, folder: Path, sitters: Sequence[Sitter]) -> Image
 
 
 def _first_copy(spec: Benchmark, folder: Path, name: str, sitter: Sitter, number: int) -> Image.Image:
-    for place in _places(spec, folder):
+    for run, _ in _kept(spec, folder, name, sitter):
         try:
-            with Image.open(kept_file(place, name, sitter, ".png")) as sheet:
+            with Image.open(kept_file(run, name, sitter, ".png")) as sheet:
                 side = sheet.width // spec.images_per_prompt
                 return sheet.convert("RGB").crop((0, number * side, side, (number + 1) * side))
         except FileNotFoundError:
@@ -464,6 +529,7 @@ def _facts(spec: Benchmark, sitters: Sequence[Sitter], seconds: float) -> dict[s
     return {
         "subjects": len(sitters[: spec.limit]),
         **({"judged among": len(sitters)} if spec.limit is not None else {}),
+        "protocol": "prompts of its own" if spec.prompts else spec.protocol,
         "prompts a subject": len(sitters[0].prompts),
         "pictures a prompt": spec.images_per_prompt,
         "sampling steps": spec.sampling.steps,

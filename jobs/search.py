@@ -30,7 +30,7 @@ from imprint.evaluation.judge import Gallery, Judge
 from imprint.evaluation.page import Page
 from imprint.evaluation.records import FILE, tracking_links, write_comparison, write_text
 from imprint.evaluation.sitters import Sitter
-from imprint.jobs.benchmark import collect_sitters, make_judge, with_absolute_paths
+from imprint.jobs.benchmark import collect_sitters, make_judge, means_of, with_absolute_paths
 from imprint.jobs.evaluate import _start_folder
 from imprint.jobs.ray_fit import connect, our_error
 from imprint.tracking.run import TrackedRun
@@ -55,7 +55,7 @@ def run(spec: Search, *, job_file: Path | None, source: str) -> None:
     began = time.perf_counter()
     find_network(spec.scorer)
     sitters = collect_sitters(spec, skip=spec.skip)
-    judge = make_judge(spec)
+    judge = make_judge(spec, sitters)
     gallery = judge.gallery(sitters)
     _start_folder(folder, source)
     for old in ("ray", _TRIALS):
@@ -195,9 +195,10 @@ def trial(
     for place, sitter in enumerate(sitters):
         portrait = studio.portray(sitter)
         judged = judge.score(sitter, place, portrait, gallery)
-        found = {metric: float(np.nanmean(each)) for metric, each in judged.items() if np.isfinite(each).any()}
-        for metric, value in (found | dict(portrait.cost)).items():
-            scores.setdefault(metric, []).append(round(value, 6))
+        found = means_of(sitter, {metric: each.tolist() for metric, each in judged.items()}) | dict(portrait.cost)
+        for metric, value in found.items():
+            if np.isfinite(value):
+                scores.setdefault(metric, []).append(round(value, 6))
         record = {"name": name, "values": values, "subjects": [one.identity for one in sitters[: place + 1]],
                   "scores": scores}  # fmt: skip
         write_text(Path(folder) / _TRIALS / f"{name}.json", json.dumps(record) + "\n")

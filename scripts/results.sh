@@ -27,7 +27,12 @@ run() {
 pretrain() { # NAME JOB [KEY=VALUE...]: a run of its own, unless it is finished
     local name="$1"
     shift
-    [[ -d "runs/$name/encoder" || -d "runs/$name/network" ]] || run "$@" "name=$name" "training.steps=$steps" grid=null
+    if [[ ! -d "runs/$name/encoder" && ! -d "runs/$name/network" ]]; then
+        run "$@" "name=$name" "training.steps=$steps" grid=null
+    elif ! grep -qF "override: 'training.steps=$steps'" "runs/$name/job.yaml"; then
+        echo "runs/$name was not trained for STEPS=$steps; say what it was trained for, or move it away" >&2
+        exit 1
+    fi
 }
 
 [[ -f data/faces-64/manifest.json ]] || run jobs/prepare_faces.yaml 'sizes=[64]'

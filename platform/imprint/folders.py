@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,28 @@ def read_folder(
     from safetensors.torch import load_file
 
     return load_file(file), record
+
+
+def contents_sha256(path: Path) -> str:
+    """A hash over the names and bytes of a file, or of all files below a folder; read again only where one changed.
+
+    Logs and checkpoints that lie beside weights, in `training` and `checkpoints`, do not count.
+    """
+    files = [path] if path.is_file() else sorted(
+        file for file in path.rglob("*")
+        if file.is_file() and not {"training", "checkpoints"} & set(file.relative_to(path).parts[:-1])
+    )  # fmt: skip
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.relative_to(path)}:{_sha256_at(file, stat.st_mtime_ns, stat.st_size)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _sha256_at(path: Path, changed: int, size: int) -> str:
+    """Of a file as it is at that time, so that it is read once for as long as it stays so."""
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:

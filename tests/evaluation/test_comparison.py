@@ -71,6 +71,34 @@ def test_only_subjects_that_both_have_are_compared() -> None:
     assert Comparison.of([one, stranger]).differences("identity") == []
 
 
+def test_nobody_is_beaten_by_easier_subjects() -> None:
+    """The good one drew all, the poor one only those that are easy for both."""
+    good = entry("good", 0.4, 0.6)
+    easy = np.asarray([0.8, 0.8, 0.0])
+    good = dataclasses.replace(good, scores={name: np.r_[easy[:2] + 0.05, values[2:]] for name, values in
+                                             good.scores.items()})  # fmt: skip
+    poor = Entry("poor", "POOR", SUBJECTS[:3], {"identity": easy, "prompt": easy})
+    assert good.estimate("identity").mean < poor.estimate("identity").mean  # type: ignore[union-attr]
+    both = Comparison.of([good, poor])
+    assert both.pareto() == ["good"]
+    page = Page("Unequal", both)
+    scores = page.tables()[0]
+    assert scores.header[:2] == ("what", "subjects") and [row[1] for row in scores.rows] == ["20", "3"]
+    assert "Not all are of the same subjects" in page.markdown()
+    assert "subjects" not in Page("Equal", comparison()).tables()[0].header
+    assert "Not all are of the same subjects" not in Page("Equal", comparison()).markdown()
+
+
+def test_runs_that_were_not_made_alike_are_told_apart(tmp_path: Path) -> None:
+    for run, count in (("one", 1), ("two", 4), ("three", 1)):
+        write_comparison(tmp_path / run / "results.json", comparison(),
+                         {"protocol": "faces", "pictures a prompt": count})  # fmt: skip
+    (said,) = read_comparison([tmp_path / "one", tmp_path / "two"]).notes
+    assert "pictures a prompt 1 in one, 4 in two" in said
+    assert said in Page("Two", read_comparison([tmp_path / "one", tmp_path / "two"])).markdown()
+    assert read_comparison([tmp_path / "one", tmp_path / "three"]).notes == ()
+
+
 def test_names_must_differ() -> None:
     with pytest.raises(DataError, match="different names"):
         Comparison.of([entry("one", 0.1, 0.1)] * 2)

@@ -138,6 +138,16 @@ def test_both_are_compared_by_one_command(job: Path) -> None:
     assert wrong.returncode == 1 and "no such entry" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
+def test_a_tuning_that_fails_leaves_a_report_of_the_others(job: Path) -> None:
+    done = start("run", job, "name=failing", "contenders.lora.tuning.lora.learning_rate=1.0e+30",
+                 "contenders.lora.tuning.steps=3", "reuse=[runs/small]", cwd=job.parent)  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-6000:]
+    assert f"{SUBJECTS} of {4 * SUBJECTS} were not drawn" in done.stderr and "the loss is nan" in done.stderr
+    record = json.loads((job.parent / "runs" / "failing" / "results.json").read_text())
+    assert [entry["name"] for entry in record["entries"]] == ["lora-elsewhere", "word", "class_noun"]
+    assert "Not drawn: lora of " in (job.parent / "runs" / "failing" / "report.md").read_text()
+
+
 def test_an_error_in_an_actor_is_one_message(job: Path) -> None:
     done = start("run", job, "name=broken", "contenders.lora.backbone=/nowhere/at-all", cwd=job.parent)
     assert done.returncode == 1 and "/nowhere/at-all" in done.stderr and "Traceback" not in done.stderr

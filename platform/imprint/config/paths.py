@@ -23,7 +23,13 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 def is_shipped(name: str) -> bool:
     """Say whether `name` is that of weights inside the package."""
-    return Path(name).name == name and (Path(imprint.__file__).parent / "weights" / name).is_dir()
+    return shipped_folder(name) is not None
+
+
+def shipped_folder(name: str) -> Path | None:
+    """The folder of weights inside the package that have that name, without loading what would read them."""
+    folder = Path(imprint.__file__).parent / "weights" / name
+    return folder if Path(name).name == name and folder.is_dir() else None
 
 
 def project_root() -> Path:

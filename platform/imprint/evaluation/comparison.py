@@ -19,7 +19,7 @@ LABELS = {
     "identity": "identity", "identity_plain": "identity, plain prompt", "elsewhere": "likeness with somebody else",
     "recognized": "recognized", "prompt": "prompt obeyed", "kept": "attributes kept", "copies": "copies",
     "diversity": "diversity", "pair": "both in one picture",
-    "PRES": "PRES", "DIV": "DIV", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T", "DINO": "DINO",
+    "PRES": "PRES of the class", "DIV": "DIV of the class", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T", "DINO": "DINO",
     "seconds": "seconds", "steps": "steps", "memory_mib": "memory, MiB", "kilobytes": "size, kB",
     "draw_seconds": "seconds a picture",
 }  # fmt: skip
@@ -86,14 +86,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Entries by their names; `floor` and `ceiling` are identity scores of real pictures, where they are known."""
+    """Entries by their names; `floor` and `ceiling` are identity scores of real pictures, where they are known.
+
+    `notes` say what keeps entries of several runs from being compared.
+    """
 
     entries: tuple[Entry, ...]
     floor: float | None = None
     ceiling: float | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, entries: Sequence[Entry], *, floor: float | None = None, ceiling: float | None = None) -> Comparison:
+    def of(
+        cls,
+        entries: Sequence[Entry],
+        *,
+        floor: float | None = None,
+        ceiling: float | None = None,
+        notes: Sequence[str] = (),
+    ) -> Comparison:
         """
         Raises:
             DataError: there is none, or two have one name.
@@ -101,7 +112,11 @@ class Comparison:
         names = [entry.name for entry in entries]
         if not entries or len(set(names)) < len(names):
             raise DataError(f"comparing: got {', '.join(names) or 'nothing'}; expected entries of different names")
-        return cls(tuple(entries), floor, ceiling)
+        return cls(tuple(entries), floor, ceiling, tuple(notes))
+
+    def of_equal_subjects(self) -> bool:
+        """Whether all entries are of the same ones, so that their means can be read beside one another."""
+        return len({frozenset(entry.subjects) for entry in self.entries}) == 1
 
     def metrics(self) -> list[str]:
         """Those that some entry has, in the order of tables."""
@@ -111,16 +126,22 @@ class Comparison:
         ]  # fmt: skip
 
     def pareto(self, horizontal: str = PROMPT, vertical: str = IDENTITY) -> list[str]:
-        """Names of those that no other beats in both scores, by means; from the left to the right of a plot."""
+        """Names of those that no other beats in both scores, by means; from the left to the right of a plot.
+
+        Two are compared over the subjects that both have, so that nobody is beaten by easier ones.
+        """
         points = {}
         for entry in self.entries:
             x, y = entry.estimate(horizontal), entry.estimate(vertical)
             if x is not None and y is not None:
                 points[entry.name] = (x.mean, y.mean)
-        front = [
-            name for name, (x, y) in points.items()
-            if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
-        ]  # fmt: skip
+        chosen = [entry for entry in self.entries if entry.name in points]
+
+        def beats(one: Entry, other: Entry) -> bool:
+            wide, high = (_mean_difference(one, other, metric) for metric in (horizontal, vertical))
+            return wide is not None and high is not None and wide >= 0 and high >= 0 and (wide, high) != (0, 0)
+
+        front = [one.name for one in chosen if not any(beats(other, one) for other in chosen if other is not one)]
         return sorted(front, key=lambda name: points[name])
 
     def differences(self, metric: str, against: str | None = None) -> list[Difference]:
@@ -147,12 +168,22 @@ class Comparison:
 
 def paired(first: Entry, second: Entry, metric: str) -> Estimate | None:
     """The mean difference over the subjects that both have a value of; None where they share none."""
+    pairs = _pairs(first, second, metric)
+    return paired_difference(*zip(*pairs, strict=True)) if pairs else None
+
+
+def _mean_difference(first: Entry, second: Entry, metric: str) -> float | None:
+    """The same without an interval, which takes a thousand times as long."""
+    pairs = _pairs(first, second, metric)
+    return float(np.mean([mine for mine, _ in pairs]) - np.mean([theirs for _, theirs in pairs])) if pairs else None
+
+
+def _pairs(first: Entry, second: Entry, metric: str) -> list[tuple[float, float]]:
     if metric not in first.scores or metric not in second.scores:
-        return None
+        return []
     theirs = dict(zip(second.subjects, second.scores[metric], strict=True))
-    pairs = [
+    return [
         (mine, theirs[subject])
         for subject, mine in zip(first.subjects, first.scores[metric], strict=True)
         if subject in theirs and np.isfinite(mine) and np.isfinite(theirs[subject])
     ]
-    return paired_difference(*zip(*pairs, strict=True)) if pairs else None

@@ -48,7 +48,8 @@ class Gallery:
     """The real pictures of all sitters as the judge sees them, by the place of a sitter in the list."""
 
     targets: Sequence[Float[np.ndarray, "m d"]]
-    copy_threshold: float
+    copy_threshold: float | None
+    """None where no sitter has two real pictures: nobody knows how alike they are, and copies are not told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,8 @@ class Judge:
             a, b = torch.triu_indices(len(rows), len(rows), offset=1)
             first.append(rows[a])
             second.append(rows[b])
-        return Gallery(targets, copy_threshold(torch.cat(first), torch.cat(second), self.copy_quantile))
+        one, two = torch.cat(first), torch.cat(second)
+        return Gallery(targets, copy_threshold(one, two, self.copy_quantile) if len(one) else None)
 
     def score(
         self, sitter: Sitter, place: int, portrait: Portrait, gallery: Gallery
@@ -128,9 +130,10 @@ class Judge:
             "identity": similar[:, place],
             "elsewhere": similar[:, somebody_else(place, len(gallery.targets))],
             "recognized": nearest_identity(similar, mine).astype(np.float64),
-            "copies": self._copies(sitter, pixels, gallery),
             **self._field(sitter, pixels, copies),
         }
+        if gallery.copy_threshold is not None:
+            found["copies"] = self._copies(sitter, pixels, gallery.copy_threshold)
         if self.reader is not None:
             read = self.reader.read(pixels)
             found["prompt"] = _obeyed(read, [prompt.asks for prompt in sitter.prompts], copies)
@@ -177,14 +180,12 @@ class Judge:
         found = {"PRES": float(image_similarity(self.whole(pixels), real).mean())}
         return found if len(images) < 2 else found | {"DIV": self.diversity(pixels)}
 
-    def _copies(self, sitter: Sitter, pixels: Float[Tensor, "n 3 h w"], gallery: Gallery) -> np.ndarray:
+    def _copies(self, sitter: Sitter, pixels: Float[Tensor, "n 3 h w"], threshold: float) -> np.ndarray:
         inputs = to_pixels(_stack(sitter.references))
         backgrounds = None
         if self.reader is not None:
             backgrounds = background_correlation(pixels, self.reader.masks(pixels), inputs, self.reader.masks(inputs))
-        verdict = detect_copies(
-            self.whole(pixels), self.whole(inputs), threshold=gallery.copy_threshold, backgrounds=backgrounds
-        )
+        verdict = detect_copies(self.whole(pixels), self.whole(inputs), threshold=threshold, backgrounds=backgrounds)
         return verdict.copied.double().numpy()
 
     def _field(self, sitter: Sitter, pixels: Float[Tensor, "n 3 h w"], copies: int) -> dict[str, np.ndarray]:

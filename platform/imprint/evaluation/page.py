@@ -18,6 +18,10 @@ from imprint.evaluation.records import write_text
 from imprint.evaluation.statistics import LEVEL, Estimate
 
 _QUALITY = tuple(name for name in LABELS if name not in COSTS)
+UNEQUAL = (
+    "Not all are of the same subjects: means of different ones may differ for that alone. Stars and the differences "
+    "subject by subject are of those that two have in common."
+)
 _FEW = 7
 """Up to so many entries everyone is compared with everyone; of more, the pairs would be more than anyone reads."""
 
@@ -45,11 +49,15 @@ class Page:
 
     def _scores(self, title: str, metrics: Sequence[str]) -> Cells:
         front = set(self.comparison.pareto())
+        counted = title == "Scores" and not self.comparison.of_equal_subjects()
         rows = []
         for number, entry in enumerate(self.comparison.entries, start=1):
             mark = " *" if entry.name in front and title == "Scores" else ""
-            rows.append((f"{number} {entry.label}{mark}", *(_cell(name, entry.estimate(name)) for name in metrics)))
-        return Cells(title, ("what", *(LABELS[name] for name in metrics)), tuple(rows))
+            count = (str(len(entry.subjects)),) if counted else ()
+            rows.append((f"{number} {entry.label}{mark}", *count,
+                         *(_cell(name, entry.estimate(name)) for name in metrics)))  # fmt: skip
+        header = ("what", *(("subjects",) if counted else ()), *(LABELS[name] for name in metrics))
+        return Cells(title, header, tuple(rows))
 
     def _kinds(self, metric: str) -> Cells:
         entries = self.comparison.entries
@@ -83,6 +91,8 @@ class Page:
         return [
             f"{stars}Means over subjects with {LEVEL:.0%} percentile bootstrap intervals. Each interval stands for "
             "itself: of twenty differences between equals one is expected to be called higher or lower.",
+            *([] if self.comparison.of_equal_subjects() else [UNEQUAL]),
+            *self.comparison.notes,
             *self.notes,
         ]
 

@@ -14,6 +14,8 @@ from imprint.evaluation.comparison import Comparison, Entry
 
 FORMAT, FORMAT_VERSION = "imprint-comparison", 1
 FILE = "results.json"
+_SETTINGS = ("protocol", "prompts a subject", "pictures a prompt", "judged among", "sampling steps", "guidance scale")
+"""Facts of a run that its scores depend on."""
 _SCENES = {
     "new_scene": "tuned", "encoder_scene": "encoder", "class_noun_scene": "class_noun", "baseline_scene": "baseline",
 }  # fmt: skip
@@ -63,20 +65,35 @@ def write_text(path: Path, text: str) -> None:
 def read_comparison(runs: Sequence[Path]) -> Comparison:
     """The entries of several runs' folders; where there is more than one run, with the run before each name.
 
+    What was not drawn or judged alike in all of them is noted.
+
     Raises:
         DataError: a folder holds no results that can be compared.
     """
     entries: list[Entry] = []
+    facts: dict[str, Mapping[str, Any]] = {}
     real: list[tuple[float | None, float | None]] = []
     names = _short_names(runs)
     for folder, name in zip(runs, names, strict=True):
         record = _read(folder)
         prefix = f"{name}/" if len(runs) > 1 else ""
         entries += _entries(record, folder, prefix)
+        facts[name] = record.get("facts", {})
         real.append(_real(record))
     # Of several runs the lines of real pictures are the first one's, which has the first entries.
     floor, ceiling = next(((low, high) for low, high in real if low is not None or high is not None), (None, None))
-    return Comparison.of(entries, floor=floor, ceiling=ceiling)
+    return Comparison.of(entries, floor=floor, ceiling=ceiling, notes=_unlike(facts))
+
+
+def _unlike(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each setting that the pictures or the scores depend on and that runs do not share."""
+    found = []
+    for setting in _SETTINGS:
+        values = {run: each[setting] for run, each in facts.items() if setting in each}
+        if len(set(map(str, values.values()))) > 1:
+            said = ", ".join(f"{value} in {run}" for run, value in values.items())
+            found.append(f"These runs were not made alike: {setting} {said}.")
+    return found
 
 
 def tracking_links(folder: Path) -> dict[str, str]:

@@ -180,8 +180,9 @@ class Benchmark(Sitting):
                 raise ValueError(
                     f"contenders: {name!r} names a folder; use letters, digits, - _ and ., and not {CLASS_NOUN}"
                 )
-        if self.against is not None and self.against not in (*self.contenders, CLASS_NOUN):
-            raise ValueError(f"against={self.against!r}: expected one of {', '.join(self.contenders)}")
+        drawn = [*self.contenders, *([CLASS_NOUN] if self.class_noun else [])]
+        if self.against is not None and self.against not in drawn:
+            raise ValueError(f"against={self.against!r}: expected one of {', '.join(drawn)}")
         return self
 
     def contenders_by_name(self) -> dict[str, Contender]:

@@ -14,8 +14,8 @@ from imprint.config.training import Precision, TimestepLogits
 class EarlyStoppingSpec(Section):
     """Ends tuning before its last step when a score no longer improves.
 
-    The score is the method's own loss on noise levels, crops and prompts that are drawn once and never trained on, so
-    it tells how much is left to learn of the subject. It costs forward passes, and none backward.
+    The score is the method's own loss on noise and prompts, and without `crops` on crops, that are drawn once and never
+    trained on, so it tells how much is left to learn of the subject. It costs forward passes, and none backward.
     """
 
     every: int = Field(5, ge=1, description="Steps between two looks at the score")
