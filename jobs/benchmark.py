@@ -266,8 +266,9 @@ def draw_all(
         actor = Actor.options(
             num_cpus=share.cpus_per_actor, num_gpus=share.gpus_per_actor, max_restarts=2, max_task_retries=2
         )
-        shown = ray.put(gallery)
-        pool = ActorPool([actor.remote(spec, judge.whitening, shown) for _ in range(min(share.actors, len(missing)))])
+        # Held here, so that an actor that begins anew still finds them.
+        whitening, shown = ray.put(judge.whitening), ray.put(gallery)
+        pool = ActorPool([actor.remote(spec, whitening, shown) for _ in range(min(share.actors, len(missing)))])
         with _Counter(len(missing)) as counter:
             for drawn in _portrayed(pool, missing, spec, sitters, str(folder)):
                 for name, place, values in drawn:

@@ -120,7 +120,7 @@ def test_what_an_encoder_drew_is_not_taken_over_once_it_was_trained_anew(tmp_pat
     keep(tmp_path, chosen, SITTERS[0])
     (tmp_path / "trained" / "log.jsonl").write_text("a run's log is none of its weights")
     assert kept_values(chosen, tmp_path, "one", SITTERS[0], None) is not None
-    (folder / "encoder.safetensors").write_bytes(b"two")
+    (folder / "encoder.safetensors").write_bytes(b"another")
     assert kept_values(chosen, tmp_path, "one", SITTERS[0], None) is None
 
 
